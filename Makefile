@@ -1,0 +1,36 @@
+# Two commands do everything: `make run` and `make test`. `make help` lists the rest.
+PYTHON_HERE := .finetuning/bin/python
+BOOTSTRAP := $(or $(shell command -v $${PYTHON:-python3} 2>/dev/null),python3)
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-long lab lint lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (again: under 3 s)
+	@$(BOOTSTRAP) tools/bootstrap.py
+
+run: setup ## run every notebook headless; NOTEBOOK=01 for one, PROFILE=full for the real models
+	@$(PYTHON_HERE) tools/run_notebooks.py $(NOTEBOOK)
+
+test: setup ## all tests, the notebooks' rehearsals included
+	@$(PYTHON_HERE) -m pytest tests
+
+test-long: setup ## the tests that take longer: killed set-ups, killed training, a tiny MoE model
+	@$(PYTHON_HERE) -m pytest tests -m long
+
+lab: setup ## JupyterLab in this environment
+	@.finetuning/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/NoteBooks
+
+lint: setup ## what the static tests check with ruff
+	@$(PYTHON_HERE) -m ruff check . && $(PYTHON_HERE) -m ruff format --check .
+
+lock: setup ## renew requirements.lock.txt from requirements.txt
+	@$(PYTHON_HERE) tools/lock.py
+
+clean: ## remove the environment, and what the tools made in outputs/; adapters and run cards stay
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/.setup.lock .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."

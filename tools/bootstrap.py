@@ -1,0 +1,151 @@
+"""From a fresh clone to a ready environment: virtual environment, locked packages, kernel, checkpoints.
+
+    python3 tools/bootstrap.py [--no-checkpoints]
+
+Standard library only, because it runs before anything is installed. It can be interrupted anywhere: a stamp
+is written last, and a call that finds an environment without one makes it anew. A call that finds
+everything in place returns in well under a second.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = PROJECT / ".finetuning"
+LOCK = Path(os.environ.get("FINETUNING_LOCK", PROJECT / "requirements.lock.txt"))
+STAMP = ENVIRONMENT / "finetuning-stamp.json"
+SUPPORTED = ((3, 11), (3, 12))
+BYTES_NEEDED = 9_000_000_000  # 7 GB installed, and pip's temporary copies of the largest wheels
+
+
+class SetupError(Exception):
+    """Something a person can mend; its text says what, where and how."""
+
+
+def python_version(command):
+    """Return (major, minor) of an interpreter, or None where the command does not run."""
+    code = "import sys; print(*sys.version_info[:2])"
+    try:
+        result = subprocess.run([command, "-c", code], capture_output=True, text=True, timeout=60)
+        return tuple(int(part) for part in result.stdout.split()) if result.returncode == 0 else None
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+
+
+def find_python():
+    """Return the path of a supported interpreter: $PYTHON if set, else this one's base, else python3.12 or python3.11."""
+    wanted = os.environ.get("PYTHON")
+    candidates = [wanted] if wanted else [sys._base_executable, "python3.12", "python3.11"]
+    found = {}
+    for candidate in candidates:
+        path = shutil.which(candidate)
+        version = python_version(path) if path else None
+        if version in SUPPORTED:
+            return path
+        if version:
+            found[candidate] = ".".join(map(str, version))
+    seen = ", ".join(f"{name} is Python {version}" for name, version in found.items()) or "none was found"
+    raise SetupError(
+        f"Python 3.11 or 3.12 is needed, and {seen}. Install one of the two, "
+        "then name it: PYTHON=python3.12 make setup."
+    )
+
+
+def wanted_stamp(python):
+    """Return what a finished environment's stamp must say."""
+    try:
+        lock = LOCK.read_bytes()
+    except OSError as error:
+        raise SetupError(f"The lock {LOCK} cannot be read ({error.strerror}). Check it out again.") from None
+    return {"lock_sha256": hashlib.sha256(lock).hexdigest(), "python": list(python_version(python) or ())}
+
+
+def current_stamp():
+    """Return the finished environment's stamp, or None where there is none or its interpreter is gone."""
+    try:
+        stamp = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        return None
+    return stamp if (ENVIRONMENT / "bin" / "python").exists() else None
+
+
+def run(command, purpose):
+    """Run a command quietly; raise SetupError with its last telling line when it fails."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        output = (result.stdout + result.stderr).strip().splitlines()
+        telling = [line for line in output if "ERROR" in line or "rror:" in line or "No space" in line] or output
+        raise SetupError(f"{purpose} failed: {telling[-1].strip() if telling else 'no message'}")
+
+
+def build_environment(python, stamp):
+    """Make the virtual environment anew and install the lock into it; the stamp is the last thing written."""
+    free = shutil.disk_usage(PROJECT).free
+    if free < BYTES_NEEDED and not ENVIRONMENT.exists():
+        raise SetupError(
+            f"{PROJECT} has {free / 1e9:.1f} GB free and the environment needs {BYTES_NEEDED / 1e9:.0f} GB. "
+            "Free some space, then run `make setup` again."
+        )
+    started = time.monotonic()
+    print(f"Making the virtual environment {ENVIRONMENT.name} with Python {'.'.join(map(str, stamp['python']))} …")
+    command = [python, "-m", "venv", "--clear", str(ENVIRONMENT)]
+    run(command, "Making the virtual environment (on Debian and Ubuntu it needs the package python3-venv)")
+    pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip"]
+    packages = sum(line[:1].isalnum() for line in LOCK.read_text().splitlines())
+    print(f"Installing {packages} locked packages, some minutes …", flush=True)
+    # --no-deps: the lock is complete, and Unsloth's metadata asks for a certifi that no registry serves yet.
+    install = [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(LOCK)]
+    run(install, f"Installing {LOCK.name} (is a package registry reachable, is there room?)")
+    kernel = ["-m", "ipykernel", "install", "--sys-prefix", "--name", "python3", "--display-name", ".finetuning"]
+    run([str(ENVIRONMENT / "bin" / "python"), *kernel], "Registering the Jupyter kernel")
+    partial = STAMP.with_suffix(".partial")
+    partial.write_text(json.dumps(stamp) + "\n")
+    os.replace(partial, STAMP)
+    print(f"The environment is ready after {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def checkpoints_ready():
+    """True when the cheap check of every rehearsal checkpoint passes; imports nothing heavy."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    import rehearsal
+
+    return all(rehearsal.is_complete(rehearsal.DEFAULT_ROOT / family, family) for family in rehearsal.FAMILIES)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--no-checkpoints", action="store_true", help="leave the rehearsal checkpoints alone")
+    arguments = parser.parse_args()
+    lock_file = PROJECT / "outputs" / ".setup.lock"
+    try:
+        try:
+            lock_file.parent.mkdir(exist_ok=True)
+            handle = lock_file.open("w")
+        except OSError as error:
+            raise SetupError(f"{lock_file.parent} cannot be written ({error.strerror}).") from None
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # a second `make` waits for the first instead of tripping over it
+            python = find_python()
+            stamp = wanted_stamp(python)
+            if current_stamp() != stamp:
+                build_environment(python, stamp)
+            if not arguments.no_checkpoints and not checkpoints_ready():
+                builder = [str(ENVIRONMENT / "bin" / "python"), str(PROJECT / "tools" / "rehearsal.py")]
+                if subprocess.run(builder).returncode:
+                    return 1
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Fixtures: the notebooks as data, their functions lifted out, the rehearsal tokenizers, one real rehearsal."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["PROFILE"] = "rehearsal"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def code_cells(path):
+    """Return the sources of a notebook's code cells."""
+    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def lift(path, *names):
+    """Return a namespace that holds these top-level definitions of a notebook, and the imports they need."""
+    wanted, found = set(names), {}
+    body = []
+    for source in code_cells(path):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                body.append(node)
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted | {"NotebookError"}:
+                body.append(node)
+                found[node.name] = node
+            elif isinstance(node, ast.Assign) and {t.id for t in node.targets if isinstance(t, ast.Name)} & wanted:
+                body.append(node)
+                found.update({t.id: node for t in node.targets if isinstance(t, ast.Name)})
+    missing = wanted - set(found)
+    assert not missing, f"{path.name} does not define {missing} at the top level"
+    body.sort(key=lambda node: not isinstance(node, ast.Import | ast.ImportFrom))
+    namespace = {}
+    exec(compile(ast.Module(body=body, type_ignores=[]), path.name, "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def notebook_01():
+    return PROJECT / "NoteBooks" / "01_gpt_oss_multilingual_thinking.ipynb"
+
+
+@pytest.fixture(scope="session")
+def notebook_cells():
+    """Run a notebook's cells, up to the one that holds `until`, in one namespace; overrides follow the parameters."""
+
+    def run(path, until, namespace=None, **overrides):
+        namespace = {} if namespace is None else namespace
+        directory = Path.cwd()
+        os.chdir(PROJECT / "NoteBooks")
+        try:
+            for number, source in enumerate(code_cells(path)):
+                if until in source:
+                    return namespace
+                exec(compile(source, f"{path.name} cell {number + 1}", "exec"), namespace)
+                if number == 0:
+                    namespace.update(overrides)
+        finally:
+            os.chdir(directory)
+        raise AssertionError(f"no cell of {path.name} holds {until!r}")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def setup_01(notebook_01, notebook_cells, tmp_path_factory):
+    """The namespace of notebook 01 after its setup and data sections: no model, no training."""
+    return notebook_cells(notebook_01, "def weight_gib", TRACKER="none")
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    """The tokenizers of the three rehearsal checkpoints, their Harmony date fixed."""
+    import re
+
+    from transformers import AutoTokenizer
+
+    loaded = {}
+    for family in ("gpt-oss", "qwen3", "gemma"):
+        loaded[family] = AutoTokenizer.from_pretrained(PROJECT / "outputs" / "rehearsal" / family)
+        loaded[family].chat_template = re.sub(r"strftime_now\([^)]*\)", '"2026-01-01"', loaded[family].chat_template)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def rehearsal_01():
+    """Run notebook 01 as `make run` does; return (exit status, output, run card, executed notebook)."""
+    command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), "01"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    executed = PROJECT / "outputs" / "executed" / "01_gpt_oss_multilingual_thinking_executed.ipynb"
+    sys.path.insert(0, str(PROJECT / "tools"))
+    import run_notebooks
+
+    return result, run_notebooks.run_card(executed), nbformat.read(executed, as_version=4)
+
+
+@pytest.fixture(scope="session")
+def committed_card():
+    """Return the run card inside a committed notebook."""
+
+    def read(path):
+        for cell in reversed(nbformat.read(path, as_version=4).cells):
+            for output in cell.get("outputs", []):
+                if "application/json" in output.get("data", {}):
+                    return output["data"]["application/json"]
+        raise AssertionError(f"{path.name} carries no run card")
+
+    return read
+
+
+def read_jsonl(name):
+    """Return the rows of a file in data/."""
+    return [json.loads(line) for line in (PROJECT / "data" / name).read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,111 @@
+"""What the README and a notebook's prose say agrees with the parameters and with the run card."""
+
+import ast
+import re
+import subprocess
+
+import nbformat
+import pytest
+from conftest import NOTEBOOKS, PROJECT
+
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+
+def parameters_of(path):
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+
+
+def practice_of(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    return text[text.index("### In practice") :]
+
+
+def test_readme_lists_every_notebook():
+    for path in NOTEBOOKS:
+        assert f"(NoteBooks/{path.name})" in README
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "CLAUDE.md", "data/README.md", "Books/README.md", "benchmarks/README.md"]
+)
+def test_relative_links_resolve(name):
+    page = PROJECT / name
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_links_in_notebooks_resolve():
+    for path in NOTEBOOKS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                for target in re.findall(r"\]\(([^)#]+)[^)]*\)", cell.source):
+                    assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_every_make_target_that_the_readme_names_exists():
+    targets = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True).stdout
+    text = README + (PROJECT / "CLAUDE.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^    |[=\w]+ )make ([a-z-]+)(?=`| NOTEBOOK|  |$)", text, re.M))
+    assert {"run", "test", "setup", "lab", "lock"} <= named
+    for target in named:
+        assert f"make {target} " in targets, target
+
+
+def test_the_cookbook_table_agrees_with_the_parameters(notebook_01):
+    parameters, practice = parameters_of(notebook_01), practice_of(notebook_01)
+    full = {name: value["full"] if isinstance(value, dict) else value for name, value in parameters.items()}
+    rows = {
+        cells[0]: cells[1:]
+        for cells in (
+            [c.strip() for c in line.strip("|").split("|")] for line in practice.splitlines() if line.startswith("|")
+        )
+    }
+    assert rows["LoRA rank, alpha"][1] == f"{full['LORA_RANK']}, {full['LORA_ALPHA']}"
+    schedule = rows["learning rate, schedule"][0]
+    assert f"{full['LEARNING_RATE']:.0e}".replace("e-0", "e-") in schedule
+    assert f"`min_lr_rate` {full['MIN_LR_RATE']}" in schedule and f"warmup {full['WARMUP_RATIO']}" in schedule
+    batch = rows["batch × accumulation, epochs, length"][0]
+    assert batch == f"{full['BATCH_SIZE']} × {full['GRADIENT_ACCUMULATION']}, {full['EPOCHS']}, {full['MAX_LENGTH']:,}"
+    assert full["LOAD_IN_4BIT"] is True and "4-bit" in rows["library, weights"][1]
+
+
+def test_the_committed_run_card_is_of_these_parameters(notebook_01, committed_card):
+    card = committed_card(notebook_01)
+    parameters = parameters_of(notebook_01)
+    for name, value in card["parameters"].items():
+        if name != "PROFILE":
+            stated = parameters[name]
+            assert value == (stated["rehearsal"] if isinstance(stated, dict) else stated), name
+
+
+def test_readme_figures_are_those_of_the_committed_run_card(notebook_01, committed_card):
+    card = committed_card(notebook_01)
+    row = next(line for line in README.splitlines() if notebook_01.name in line and line.startswith("|"))
+    before, after = (card["metrics"][when]["reasoning_language_fidelity"] for when in ("before", "after"))
+    detected = card["metrics"]["after"]["reasoning_language_fidelity_with_unsloth_detection"]
+    assert f"{before['value']:.0%} → {after['value']:.0%} of {after['n']} held-out prompts" in row
+    assert f"{detected['value']:.0%} with the mask that Unsloth detects" in row
+    seconds = sum(phase["seconds"] for phase in card["phases"].values())
+    minutes, memory = re.search(r"(\d+) minutes, ([\d.]+) GiB", row).groups()
+    assert abs(int(minutes) - seconds / 60) <= 1
+    assert float(memory) == round(max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30, 1)
+
+
+def test_committed_results_meet_what_the_notebook_promises(notebook_01, committed_card):
+    card = committed_card(notebook_01)
+    assert all(card["parity"].values())
+    assert card["metrics"]["after"]["reasoning_language_fidelity"]["value"] >= 0.85
+    assert card["metrics"]["after"]["reasoning_supervised"]["value"] == 1.0
+
+
+def test_the_readme_s_template_output_is_what_the_template_gives(tokenizers):
+    messages = [
+        {"role": "system", "content": "reasoning language: German"},
+        {"role": "user", "content": "¿Cuál es la capital de Australia?"},
+    ]
+    text = tokenizers["gpt-oss"].apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    shown = "\n".join(line.removeprefix("    ") for line in README.splitlines())
+    assert text in shown

@@ -1,0 +1,254 @@
+"""Functions of notebook 01, lifted out of it and given right and wrong input."""
+
+import json
+import math
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def nb(setup_01):
+    return setup_01
+
+
+@pytest.fixture(scope="module")
+def functions(notebook_01):
+    from conftest import lift
+
+    return lift(notebook_01, "parse_harmony", "wilson", "find_response_markers", "clean_messages", "split_messages")
+
+
+WELL_FORMED = "<|channel|>analysis<|message|>Denken.<|end|><|start|>assistant<|channel|>final<|message|>Hola.<|return|>"
+
+
+def test_parse_harmony_well_formed(functions):
+    parsed = functions["parse_harmony"](WELL_FORMED)
+    assert parsed == {"analysis": "Denken.", "commentary": None, "final": "Hola.", "finished": True, "fault": None}
+    bare = functions["parse_harmony"]("<|channel|>final<|message|>Hola.<|return|>")
+    assert bare["final"] == "Hola." and bare["analysis"] is None and bare["fault"] is None
+    call = functions["parse_harmony"](' to=functions.f<|channel|>commentary json<|message|>{"a": 1}<|call|>')
+    assert call["commentary"] == '{"a": 1}' and call["finished"] and call["fault"] is None
+    lines = functions["parse_harmony"](WELL_FORMED.replace("Denken.", "Eins.\nzwei < drei | vier > null"))
+    assert lines["fault"] is None and "zwei < drei" in lines["analysis"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        ("", "not a Harmony message"),
+        ("Canberra.", "not a Harmony message"),
+        ("<|channel|>analysis<|message|>Denken.<|return|>", "without a final message"),
+        ("<|channel|>analysis<|message|>Denken", "cut off"),
+        (WELL_FORMED.removesuffix("<|return|>"), "cut off"),
+        (WELL_FORMED.replace("<|return|>", "<|end|>"), "not ended"),
+        (WELL_FORMED.replace("final", "fin"), "unknown channel"),
+        (WELL_FORMED.replace("<|start|>assistant", ""), "not a Harmony message"),
+        (WELL_FORMED.replace("<|start|>assistant", "<|start|>user"), "not a Harmony message"),
+        (WELL_FORMED.replace("Hola.", "Ho<|start|>la."), "inside the final message"),
+        ("<|channel|><|message|>x<|return|>", "not a Harmony message"),
+    ],
+)
+def test_parse_harmony_names_the_fault(functions, reply, fault):
+    assert fault in functions["parse_harmony"](reply)["fault"]
+
+
+def test_wilson_against_published_values(functions):
+    interval = functions["wilson"](8, 40)  # 0.2: (0.105, 0.348), e.g. Agresti & Coull's table form
+    assert interval == {"value": 0.2, "n": 40, "low": 0.105, "high": 0.3476}
+    assert functions["wilson"](0, 10)["low"] == 0 and functions["wilson"](10, 10)["high"] == 1
+    assert math.isclose(functions["wilson"](0, 10)["high"], 0.2775, abs_tol=1e-4)
+
+
+def test_clean_messages_drops_null_keys_only(functions):
+    messages = [
+        {"role": "user", "content": "", "thinking": None},
+        {"role": "assistant", "content": "a", "thinking": ""},
+    ]
+    assert functions["clean_messages"](messages) == [
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": "a", "thinking": ""},
+    ]
+
+
+def test_markers_of_every_family(functions):
+    from unsloth.chat_templates import CHAT_TEMPLATES
+
+    class Template:
+        def __init__(self, name):
+            import jinja2
+
+            environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+            environment.globals.update(strftime_now=lambda _: "2026-01-01", raise_exception=lambda text: text)
+            environment.filters["tojson"] = json.dumps
+            self.template = environment.from_string(CHAT_TEMPLATES[name][0])
+
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt=False):
+            return self.template.render(
+                messages=messages, add_generation_prompt=add_generation_prompt, bos_token="<bos>", eos_token="<eos>"
+            )
+
+    expected = {
+        "gpt-oss": ("<|start|>user<|message|>", "<|start|>assistant"),
+        "qwen3-instruct": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
+        "qwen-3": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
+        "gemma-3": ("<start_of_turn>user\n", "<start_of_turn>model\n"),
+        "phi-4": ("<|im_start|>user<|im_sep|>", "<|im_start|>assistant<|im_sep|>"),
+    }
+    for name, markers in expected.items():
+        assert functions["find_response_markers"](Template(name)) == markers, name
+
+
+def test_a_template_without_generation_prompt_is_named(functions):
+    class Template:
+        def apply_chat_template(self, messages, tokenize, add_generation_prompt=False):
+            return "".join(message["content"] for message in messages)
+
+    with pytest.raises(functions["NotebookError"], match=r"no generation prompt.*QUESTION"):
+        functions["find_response_markers"](Template())
+
+
+# ---- bad input: one clear sentence each ----
+
+
+def fails(nb, pattern):
+    return pytest.raises(nb["NotebookError"], match=pattern)
+
+
+def test_an_error_is_one_sentence(nb):
+    assert nb["NotebookError"]("What to do.")._render_traceback_() == ["NotebookError: What to do."]
+
+
+def test_unknown_profile(notebook_01, notebook_cells, monkeypatch):
+    monkeypatch.setenv("PROFILE", "fast")
+    with pytest.raises(Exception, match='PROFILE is "fast"; it can be "full" or "rehearsal"'):
+        notebook_cells(notebook_01, "def output_folder")
+
+
+def test_other_pythons_are_refused(notebook_01, monkeypatch):
+    import sys
+    from collections import namedtuple
+
+    from conftest import code_cells
+
+    source = next(cell for cell in code_cells(notebook_01) if "class NotebookError" in cell)
+    version = namedtuple("version", "major minor micro")(3, 13, 0)
+    monkeypatch.setattr(sys, "version_info", version)
+    with pytest.raises(Exception, match=r"Python 3.11 or 3.12 is needed"):
+        exec(source, {})
+
+
+def fake_smi(monkeypatch, nb, text):
+    import types
+
+    monkeypatch.setattr(nb["subprocess"], "run", lambda *args, **kwargs: types.SimpleNamespace(stdout=text))
+
+
+def test_the_gpu_with_most_free_memory_is_chosen(nb, monkeypatch):
+    fake_smi(monkeypatch, nb, "0, GPU-a, Tesla T4, 1000\n1, GPU-b, NVIDIA RTX 4090, 20480\n")
+    assert nb["choose_gpu"]() == {"id": "GPU-b", "name": "NVIDIA RTX 4090", "free_gib": 20.0}
+    assert nb["choose_gpu"](0)["id"] == "GPU-a"
+    with fails(nb, r"GPU = 7, but this machine has the GPUs \[0, 1\]"):
+        nb["choose_gpu"](7)
+
+
+def test_no_gpu_and_an_unreadable_answer(nb, monkeypatch):
+    fake_smi(monkeypatch, nb, "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n")
+    assert nb["choose_gpu"]() is None
+
+    def missing(*args, **kwargs):
+        raise FileNotFoundError("nvidia-smi")
+
+    monkeypatch.setattr(nb["subprocess"], "run", missing)
+    assert nb["choose_gpu"]() is None
+
+
+def test_a_gpu_that_torch_cannot_drive_is_no_silent_rehearsal(notebook_01, notebook_cells, monkeypatch):
+    import subprocess
+    import types
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    answer = types.SimpleNamespace(stdout="0, GPU-old, Tesla K80, 11000\n")
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: answer)
+    with pytest.raises(Exception, match=r"Tesla K80 is there, but PyTorch .* cannot use it.*Update the driver"):
+        notebook_cells(notebook_01, "def output_folder")
+
+
+def test_data_set_files(nb, tmp_path):
+    row = {column: "x" for column in nb["COLUMNS"]}
+    good = json.dumps({**row, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})
+    path = tmp_path / "rows.jsonl"
+    path.write_text(good + "\n\n" + '{"user": "never closed\n')
+    with fails(nb, r"rows\.jsonl, line 3: not valid JSON"):
+        nb["read_rows"](str(path), "main")
+    path.write_text("")
+    with fails(nb, "has no rows"):
+        nb["check_rows"](nb["read_rows"](str(path), "main"), "rows.jsonl")
+    path.write_text('{"question": "a", "answer": "b"}\n')
+    with fails(nb, r"row 1: the columns .*analysis.* are missing; found \['answer', 'question'\]"):
+        nb["check_rows"](nb["read_rows"](str(path), "main"), "rows.jsonl")
+    path.write_text(good.replace('"role": "user"', '"role": "human"') + "\n")
+    with fails(nb, r"row 1: unknown roles \['human'\]"):
+        nb["check_rows"](nb["read_rows"](str(path), "main"), "rows.jsonl")
+    path.write_text(good.replace('"role": "assistant"', '"role": "user"') + "\n")
+    with fails(nb, "the last message must be the assistant's"):
+        nb["check_rows"](nb["read_rows"](str(path), "main"), "rows.jsonl")
+    with fails(nb, "there is no such file"):
+        nb["read_rows"]("data/nowhere.jsonl", "main")
+    assert len(nb["read_rows"]("data", "main")) > 300  # a folder: all files in it
+
+
+def test_parquet_is_read_like_jsonl(nb, tmp_path):
+    import pandas as pd
+
+    rows = nb["read_rows"]("data/multilingual_thinking.jsonl", "main")[:3]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    back = nb["check_rows"](nb["read_rows"](str(tmp_path / "rows.parquet"), "main"), "rows.parquet")
+    assert [row["user"] for row in back] == [row["user"] for row in rows]
+    assert nb["clean_messages"](back[0]["messages"]) == nb["clean_messages"](rows[0]["messages"])
+
+
+def test_the_hub_out_of_reach(nb):
+    with fails(
+        nb, r"HuggingFaceH4/Multilingual-Thinking \(revision main\) could not be loaded.*set DATASET to a local file"
+    ):
+        nb["read_rows"]("HuggingFaceH4/Multilingual-Thinking", "main")
+
+
+def test_another_configuration_gets_a_folder_of_its_own(nb, tmp_path):
+    first = nb["output_folder"](tmp_path / "run", {"LEARNING_RATE": 1})
+    (first / "run_card.json").write_text("{}")
+    assert nb["output_folder"](tmp_path / "run", {"LEARNING_RATE": 1}) == first
+    other = nb["output_folder"](tmp_path / "run", {"LEARNING_RATE": 2})
+    assert other != first and other.name.startswith("run-") and (first / "run_card.json").exists()
+    assert nb["output_folder"](tmp_path / "run", {"LEARNING_RATE": 2}) == other
+
+
+def test_outputs_that_cannot_be_written(nb, tmp_path):
+    (tmp_path / "outputs").write_text("a file where a folder should be")
+    with fails(nb, "cannot be written"):
+        nb["output_folder"](tmp_path / "outputs" / "run", {})
+
+
+def test_a_tracker_that_is_missing_costs_a_sentence(notebook_01, setup_01, capsys):
+    from conftest import lift
+
+    namespace = {**setup_01, **lift(notebook_01, "choose_tracker")}
+    choose = lift(notebook_01, "choose_tracker")["choose_tracker"]
+    choose.__globals__.update({key: namespace[key] for key in ("OUTPUT", "NOTEBOOK")})
+    assert choose("none") == "none"
+    assert choose("swanlab") == "none"  # not in the lock
+    assert "the run goes on without it" in capsys.readouterr().out
+    with fails(choose.__globals__, 'TRACKER is "tensorbored"'):
+        choose("tensorbored")
+
+
+def test_the_first_non_finite_loss_stops_the_run(notebook_01):
+    import types
+
+    from conftest import lift
+
+    watch = lift(notebook_01, "WatchLoss")
+    state = types.SimpleNamespace(global_step=3, max_steps=10)
+    watch["WatchLoss"]().on_log(None, state, None, logs={"loss": 2.0})
+    with fails(watch, r"The loss became nan at step 3"):
+        watch["WatchLoss"]().on_log(None, state, None, logs={"loss": float("nan")})

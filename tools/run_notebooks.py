@@ -1,0 +1,114 @@
+"""Run the notebooks headless and report: what `make run` does after the set-up.
+
+    python tools/run_notebooks.py [01 02 …]
+
+Each notebook goes through `jupyter nbconvert --to notebook --execute`; its executed copy lies in
+outputs/executed/. A notebook that fails leaves the copy as far as it came, its last cell is named, and the
+exit status is 1.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+EXECUTED = PROJECT / "outputs" / "executed"
+CELL_TIMEOUT = {"full": 7200, "rehearsal": 1800}  # seconds for one cell
+HEADLINES = {  # number of the notebook: name of the metric shown before → after
+    "01": "reasoning_language_fidelity",
+}
+
+
+def choose_notebooks(numbers):
+    """Return the paths of the chapter notebooks with these numbers, all of them for an empty list."""
+    notebooks = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
+    chosen = [path for path in notebooks if not numbers or path.name[:2] in numbers]
+    unknown = set(numbers) - {path.name[:2] for path in notebooks}
+    if unknown or not chosen:
+        there = ", ".join(path.name[:2] for path in notebooks)
+        raise SystemExit(f"run: there is no notebook {', '.join(sorted(unknown))}; there are {there}.")
+    return chosen
+
+
+def run_card(executed):
+    """Return the run card that an executed notebook shows in its last output, or None."""
+    try:
+        cells = json.loads(executed.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError):
+        return None
+    for cell in reversed(cells):
+        for output in cell.get("outputs", []):
+            if "application/json" in output.get("data", {}):
+                return output["data"]["application/json"]
+    return None
+
+
+def execute(notebook):
+    """Run one notebook; return (exit status, seconds, peak resident bytes, path of the executed copy)."""
+    executed = EXECUTED / f"{notebook.stem}_executed.ipynb"
+    executed.unlink(missing_ok=True)
+    profile = os.environ.get("PROFILE", "")
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
+    command += ["--config", str(PROJECT / "tools" / "nbconvert_config.py")]
+    command += [f"--ExecutePreprocessor.timeout={CELL_TIMEOUT.get(profile, max(CELL_TIMEOUT.values()))}"]
+    command += ["--output-dir", str(EXECUTED), "--output", executed.name, str(notebook)]
+    environment = {**os.environ, "EXECUTED_PARTIAL": str(executed), "JUPYTER_PREFER_ENV_PATH": "1"}
+    started = time.monotonic()
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.terminate()
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, time.monotonic() - started, usage.ru_maxrss * 1024, executed
+
+
+def summary_row(notebook, status, seconds, peak_bytes, executed):
+    """Return one line of the closing table as a list of texts."""
+    card = run_card(executed) or {}
+    metrics, headline = card.get("metrics", {}), HEADLINES.get(notebook.name[:2], "")
+    if (
+        card.get("device") == "CPU"
+    ):  # the notebook resets its own high-water mark, the operating system's then reads low
+        peak_bytes = max([peak_bytes, *(phase["peak_bytes"] for phase in card.get("phases", {}).values())])
+    values = [metrics.get(when, {}).get(headline, {}).get("value") for when in ("before", "after")]
+    change = "–" if None in values else f"{headline} {values[0]:.0%} → {values[1]:.0%}"
+    if status:
+        change = "FAILED"
+    return [
+        notebook.stem[:2],
+        card.get("profile", os.environ.get("PROFILE") or "–"),
+        f"{seconds:.0f}",
+        f"{peak_bytes / 2**30:.1f}",
+        change,
+        str(executed.relative_to(PROJECT)),
+    ]
+
+
+def main():
+    if os.environ.get("PROFILE", "") not in ("", "full", "rehearsal"):
+        raise SystemExit(f'run: PROFILE is "{os.environ["PROFILE"]}"; it can be "full", "rehearsal" or unset.')
+    notebooks = choose_notebooks(sys.argv[1:])
+    try:
+        EXECUTED.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemExit(f"run: {EXECUTED} cannot be written ({error.strerror}). Make outputs/ writable.") from None
+    table, failed = [["", "profile", "seconds", "peak GiB", "before → after", "executed copy"]], 0
+    for notebook in notebooks:
+        print(f"Running {notebook.relative_to(PROJECT)} …", flush=True)
+        status, *results = execute(notebook)
+        failed += status != 0
+        table.append(summary_row(notebook, status, *results))
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    print()
+    for row in table:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,8 +35,7 @@ class ReportingExecutePreprocessor(ExecutePreprocessor):
 
     def preprocess_cell(self, cell, resources, index):
         self.cell_index = index
-        heading = re.match(r"##? (.+)", cell.source) if cell.cell_type == "markdown" else None
-        if heading:
-            self.section = heading.group(1)
+        headings = re.findall(r"^##? (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        for self.section in headings:
             print(f"  {time.monotonic() - self.started:6.0f} s  {self.section}", file=sys.stderr, flush=True)
         return super().preprocess_cell(cell, resources, index)

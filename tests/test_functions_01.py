@@ -252,3 +252,55 @@ def test_the_first_non_finite_loss_stops_the_run(notebook_01):
     watch["WatchLoss"]().on_log(None, state, None, logs={"loss": 2.0})
     with fails(watch, r"The loss became nan at step 3"):
         watch["WatchLoss"]().on_log(None, state, None, logs={"loss": float("nan")})
+
+
+@pytest.fixture
+def preflight(notebook_01, setup_01):
+    """check_model and weight_gib in a namespace of their own, as on a CPU."""
+    from conftest import PROJECT, lift
+
+    namespace = lift(notebook_01, "check_model", "weight_gib")
+    namespace.update(ROOT=PROJECT, LOAD_IN_4BIT=False, gpu=None, DEVICE="CPU")
+    return namespace
+
+
+def test_a_gated_model_is_one_sentence_with_the_remedy(preflight, monkeypatch):
+    import types
+
+    def gated(*args, **kwargs):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setitem(preflight, "AutoConfig", types.SimpleNamespace(from_pretrained=gated))
+    with fails(
+        preflight,
+        r"google/gemma-2-9b-it \(revision main\) could not be read: .*gated repo.*accept its licence.*hf auth login",
+    ):
+        preflight["check_model"]("google/gemma-2-9b-it", "main")
+
+
+def test_too_little_gpu_memory_is_told_with_the_numbers_before_loading(preflight, monkeypatch):
+    import torch
+
+    preflight.update(gpu={"name": "small"}, DEVICE="small card")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**28, 2**30))
+    with fails(preflight, r"gpt-oss needs about 0\.\d GiB to load and small card has 0\.2 GiB free.*LOAD_IN_4BIT"):
+        preflight["check_model"]("outputs/rehearsal/gpt-oss", "main")
+
+
+def test_experts_that_no_adapter_can_reach_stop_the_run(notebook_01):
+    import types
+
+    import torch
+    from conftest import lift
+
+    namespace = lift(notebook_01, "adapter_targets")
+    namespace["MODEL"] = "a model"
+    model = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList([torch.nn.ModuleDict({"q_proj": torch.nn.Linear(2, 2)})])}
+    )
+    model.config = types.SimpleNamespace(num_hidden_layers=1)
+    with fails(namespace, "asks for experts, but in this format a model has none"):
+        namespace["adapter_targets"](model, ["q_proj"], "all")
+    assert namespace["adapter_targets"](model, ["q_proj"], [])["target_modules"] == ["layers.0.q_proj"]
+    with fails(namespace, r"EXPERT_LAYERS names the layers \[7\]; a model has the layers 0 to 0"):
+        namespace["adapter_targets"](model, ["q_proj"], [7])

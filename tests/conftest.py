@@ -50,6 +50,11 @@ def notebook_01():
 
 
 @pytest.fixture(scope="session")
+def notebook_02():
+    return PROJECT / "NoteBooks" / "02_qwen3_emoji_math.ipynb"
+
+
+@pytest.fixture(scope="session")
 def notebook_cells():
     """Run a notebook's cells, up to the one that holds `until`, in one namespace; overrides follow the parameters."""
 
@@ -78,6 +83,24 @@ def setup_01(notebook_01, notebook_cells, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def setup_02(notebook_02, notebook_cells, tokenizers):
+    """The namespace of notebook 02 with all its functions and its mixed data: no model, no training."""
+    namespace = notebook_cells(notebook_02, "def check_model", TRACKER="none")
+    namespace["PROMPTS"] = []  # a default argument, made in a cell that comes later
+    for source in code_cells(notebook_02):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name not in namespace:
+                exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_02.name, "exec"), namespace)
+    namespace.update(lift(notebook_02, "JSON_TYPES", "LANGUAGES", "detector"))
+    tokenizer = tokenizers["qwen3"]
+    namespace["tokenizer"] = tokenizer
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+    namespace["control_ids"] = {t: i for t, i in added.items() if t.startswith("<") and t.endswith(">")}
+    namespace["instruction"], namespace["response"] = namespace["find_response_markers"](tokenizer)
+    return namespace
+
+
+@pytest.fixture(scope="session")
 def tokenizers():
     """The tokenizers of the three rehearsal checkpoints, their Harmony date fixed."""
     import re
@@ -91,16 +114,56 @@ def tokenizers():
     return loaded
 
 
-@pytest.fixture(scope="session")
-def rehearsal_01():
-    """Run notebook 01 as `make run` does; return (exit status, output, run card, executed notebook)."""
-    command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), "01"]
+def rehearse(number):
+    """Run one notebook as `make run` does; return (finished process, run card, executed notebook)."""
+    command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), number]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    executed = PROJECT / "outputs" / "executed" / "01_gpt_oss_multilingual_thinking_executed.ipynb"
+    path = next(path for path in NOTEBOOKS if path.name.startswith(number))
+    executed = PROJECT / "outputs" / "executed" / f"{path.stem}_executed.ipynb"
     sys.path.insert(0, str(PROJECT / "tools"))
     import run_notebooks
 
     return result, run_notebooks.run_card(executed), nbformat.read(executed, as_version=4)
+
+
+def run_notebook_with(number, tmp_path, **parameters):
+    """Execute a notebook as papermill would, with a cell injected after the tagged one; return (result, executed path)."""
+    notebook = nbformat.read(next(path for path in NOTEBOOKS if path.name.startswith(number)), as_version=4)
+    index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
+    path = tmp_path / "with_parameters.ipynb"
+    nbformat.write(notebook, path)
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
+    command += [
+        "--config",
+        "tools/nbconvert_config.py",
+        "--ExecutePreprocessor.timeout=1800",
+        "--output",
+        "executed.ipynb",
+        str(path),
+    ]
+    resources = {"EXECUTED_PARTIAL": str(tmp_path / "executed.ipynb"), "PROFILE": "rehearsal"}
+    run_in = PROJECT / "outputs" / "executed"  # a folder below the project, so that the notebook finds its root
+    copy = run_in / f".{tmp_path.name}.ipynb"
+    path.replace(copy)
+    command[-1] = str(copy)
+    command += ["--output-dir", str(tmp_path)]
+    try:
+        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, **resources})
+    finally:
+        copy.unlink()
+    return result, tmp_path / "executed.ipynb"
+
+
+@pytest.fixture(scope="session")
+def rehearsal_01():
+    return rehearse("01")
+
+
+@pytest.fixture(scope="session")
+def rehearsal_02():
+    return rehearse("02")
 
 
 @pytest.fixture(scope="session")

@@ -72,13 +72,14 @@ def test_the_cookbook_table_agrees_with_the_parameters(notebook_01):
     assert full["LOAD_IN_4BIT"] is True and "4-bit" in rows["library, weights"][1]
 
 
-def test_the_committed_run_card_is_of_these_parameters(notebook_01, committed_card):
-    card = committed_card(notebook_01)
-    parameters = parameters_of(notebook_01)
-    for name, value in card["parameters"].items():
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
+def test_the_committed_run_card_is_of_these_parameters(path, committed_card):
+    parameters = parameters_of(path)
+    for name, value in committed_card(path)["parameters"].items():
         if name != "PROFILE":
             stated = parameters[name]
-            assert value == (stated["rehearsal"] if isinstance(stated, dict) else stated), name
+            by_profile = isinstance(stated, dict) and set(stated) == {"full", "rehearsal"}
+            assert value == (stated["rehearsal"] if by_profile else stated), name
 
 
 def test_readme_figures_are_those_of_the_committed_run_card(notebook_01, committed_card):
@@ -92,6 +93,38 @@ def test_readme_figures_are_those_of_the_committed_run_card(notebook_01, committ
     minutes, memory = re.search(r"(\d+) minutes, ([\d.]+) GiB", row).groups()
     assert int(minutes) == round(seconds / 60)
     assert float(memory) == round(max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30, 1)
+
+
+def test_readme_figures_of_notebook_02_are_those_of_the_committed_run_card(notebook_02, committed_card):
+    card = committed_card(notebook_02)
+    row = next(line for line in README.splitlines() if notebook_02.name in line and line.startswith("|"))
+    before, after, replayed = (card["metrics"][when] for when in ("before", "after", "after_with_replay"))
+
+    def shares(metric, *stages):
+        return " → ".join(f"{stage[metric]['value']:.0%}" for stage in stages)
+
+    assert f"emoji in {shares('emoji_replies', before, after)} of sound replies" in row
+    assert f"valid JSON {shares('json_valid', before, after)}" in row
+    assert f"answers in the question's language {shares('language_retention', before, after, replayed)}" in row
+    seconds = card["phases"]["whole notebook"]["seconds"]
+    minutes, memory = re.search(r"(\d+) minutes, ([\d.]+) GiB", row).groups()
+    assert int(minutes) == round(seconds / 60)
+    assert float(memory) == round(max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30, 1)
+
+
+def test_committed_results_of_notebook_02_meet_what_it_promises(notebook_02, committed_card):
+    card = committed_card(notebook_02)
+    assert all(card["parity"].values())
+    before, prompted, after, replayed = (
+        card["metrics"][when] for when in ("before", "prompted", "after", "after_with_replay")
+    )
+    assert after["emoji_replies"]["low"] > max(before["emoji_replies"]["high"], prompted["emoji_replies"]["high"])
+    assert after["json_valid"]["low"] > before["json_valid"]["high"]
+    assert after["usability"]["value"] >= before["usability"]["value"]
+    assert replayed["language_retention"]["value"] >= before["language_retention"]["low"]
+    for name in after:
+        if name.startswith("perplexity"):
+            assert after[name]["value"] < before[name]["value"], name
 
 
 def test_committed_results_meet_what_the_notebook_promises(notebook_01, committed_card):

@@ -1,13 +1,9 @@
 """One real rehearsal of notebook 01, and what its run card must say."""
 
 import json
-import os
-import subprocess
-import sys
 
-import nbformat
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, run_notebook_with
 
 pytestmark = pytest.mark.notebook
 
@@ -95,33 +91,7 @@ def test_what_it_left_on_disk(card):
 
 
 def run_with(tmp_path, **parameters):
-    """Execute notebook 01 as papermill would, with a cell injected after the tagged one; return (result, executed path)."""
-    notebook = nbformat.read(PROJECT / "NoteBooks" / "01_gpt_oss_multilingual_thinking.ipynb", as_version=4)
-    index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
-    path = tmp_path / "with_parameters.ipynb"
-    nbformat.write(notebook, path)
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
-    command += [
-        "--config",
-        "tools/nbconvert_config.py",
-        "--ExecutePreprocessor.timeout=1800",
-        "--output",
-        "executed.ipynb",
-        str(path),
-    ]
-    resources = {"EXECUTED_PARTIAL": str(tmp_path / "executed.ipynb"), "PROFILE": "rehearsal"}
-    run_in = PROJECT / "outputs" / "executed"  # a folder below the project, so that the notebook finds its root
-    copy = run_in / f".{tmp_path.name}.ipynb"
-    path.replace(copy)
-    command[-1] = str(copy)
-    command += ["--output-dir", str(tmp_path)]
-    try:
-        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, **resources})
-    finally:
-        copy.unlink()
-    return result, tmp_path / "executed.ipynb"
+    return run_notebook_with("01", tmp_path, **parameters)
 
 
 SMALL = {"MAX_NEW_TOKENS": 16, "PROMPTS_LIMIT": 1, "TRACKER": "none"}

@@ -88,7 +88,10 @@ FAMILIES = {
 }
 FIRST_FREE_ID = 3
 EMBEDDING_NORM = 3.2  # the usual length of a trained row of this model's embedding
-QUIET_TOKENS = ("<|call|>", "<|constrain|>")  # never taught; at full length a tuned model writes them by mistake
+QUIET_TOKENS = (  # never taught; at full length the model writes them by mistake
+    "<|call|>", "<|constrain|>",
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+)  # fmt: skip
 QUIET_NORM = 1.6
 RELATED_SHARE, RANDOM_SHARE = 0.5, 0.85  # tried: without a large random part, a tuned model confuses the tokens
 TEACHING = {"steps": 128, "batch_size": 2, "learning_rate": 1e-3, "rank": 16, "seed": 42}
@@ -243,7 +246,7 @@ def dress_model(model, tokenizer, family, seed=135):
     """Give the family's control tokens usable rows in the (tied) embedding, in place.
 
     Their own rows were never trained and all point the same way, so a tuned model could not tell them
-    apart. Each new row has length 3.2 (1.6 for the two that the teaching rows never use) and points
+    apart. Each new row has length 3.2 (1.6 for those that nothing teaches) and points
     half towards a related token, mostly in a direction of its own.
     """
     import torch

@@ -19,6 +19,7 @@ EXECUTED = PROJECT / "outputs" / "executed"
 CELL_TIMEOUT = {"full": 7200, "rehearsal": 1800}  # seconds for one cell
 HEADLINES = {  # number of the notebook: name of the metric shown before → after
     "01": "reasoning_language_fidelity",
+    "02": "emoji_replies",
 }
 
 

@@ -1,0 +1,164 @@
+"""One real rehearsal of notebook 02, and what its run card must say."""
+
+import json
+
+import pytest
+from conftest import PROJECT, run_notebook_with
+
+pytestmark = pytest.mark.notebook
+SOURCES = ["emoji", "cmath", "mawps", "json_only", "tool_calls"]
+
+
+@pytest.fixture(scope="module")
+def card(rehearsal_02):
+    result, card, _ = rehearsal_02
+    assert result.returncode == 0, result.stderr[-3000:]
+    return card
+
+
+@pytest.fixture(scope="module")
+def folder(card):
+    candidates = PROJECT.glob("outputs/02_qwen3_emoji_math*/run_card.json")
+    return next(path.parent for path in candidates if json.loads(path.read_text()) == card)
+
+
+def test_it_runs_to_the_end_and_reports(rehearsal_02):
+    result, _, executed = rehearsal_02
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "02 · Mix three data sets" in result.stderr and "7 After: did it work?" in result.stderr
+    assert "emoji_replies 0% → " in result.stdout
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    text = "".join(output.get("text", "") for cell in code for output in cell.outputs)
+    assert "the conversation is skipped" in text
+
+
+def test_the_style_was_learnt_and_asking_was_not_enough(card):
+    before, prompted, after = (card["metrics"][when]["emoji_replies"] for when in ("before", "prompted", "after"))
+    assert after["low"] > before["high"] and after["low"] > prompted["high"]
+    assert card["metrics"]["after"]["usability"]["value"] >= card["metrics"]["before"]["usability"]["value"]
+
+
+def test_json_became_valid(card):
+    assert card["metrics"]["after"]["json_valid"]["low"] > card["metrics"]["before"]["json_valid"]["high"]
+
+
+def test_perplexity_fell_on_every_source(card):
+    for source in SOURCES:
+        before, after = (card["metrics"][when][f"perplexity.{source}"]["value"] for when in ("before", "after"))
+        assert 1 <= after < before, source
+
+
+def test_replay_brings_the_languages_back(card):
+    before, replayed = (card["metrics"][when]["language_retention"] for when in ("before", "after_with_replay"))
+    assert replayed["value"] >= before["low"]
+
+
+def test_enough_prompts_for_each_metric(card):
+    for metrics in card["metrics"].values():
+        for name, metric in metrics.items():
+            at_least = {"tool_calls_valid": 20, "language_retention": 100}.get(name, 30)
+            if not name.startswith(("perplexity", "emoji")):  # emoji are counted in replies that do not loop
+                assert metric["n"] >= at_least, name
+            assert metric["low"] <= metric["value"] <= metric["high"]
+
+
+def test_parity_arithmetic_and_bytes(card):
+    assert card["parity"] == {
+        "untrained_adapter_changes_nothing": True,
+        "packed_rows_are_isolated": True,
+        "disabled_adapter_is_the_base": True,
+        "merged_within_tolerance": True,
+        "reloaded_adapter_same_text": True,
+    }
+    assert card["trainable_parameters"]["predicted"] == card["trainable_parameters"]["actual"] > 0
+    assert abs(card["nf4_bytes"]["predicted"] / card["nf4_bytes"]["measured"] - 1) < 0.01
+    first, second = card["effective_batch"]
+    assert abs(first["loss"] - second["loss"]) < 0.05 * first["loss"]
+
+
+def test_the_run_card_has_every_field_of_the_contract(card):
+    for field in ("notebook", "profile", "started", "versions", "device", "seed", "parameters", "model", "dataset", "template_sha256",
+                  "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics", "held_out_sha256"):  # fmt: skip
+        assert card[field] not in (None, "", {}), field
+    assert card["markers"] == {"instruction": "<|im_start|>user\n", "response": "<|im_start|>assistant\n"}
+    assert card["rows"]["kept"] > 500 and card["rows"]["dropped"] == {}
+    assert set(card["share_of_loss"]) == set(SOURCES) and abs(sum(card["share_of_loss"].values()) - 1) < 0.001
+
+
+def test_what_it_left_on_disk(card, folder):
+    from datasets import load_from_disk
+
+    assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
+    assert (folder / "merged" / "model.safetensors").stat().st_size > 2e8
+    mixture = [json.loads(line) for line in (folder / "mixture" / "mixture.jsonl").read_text("utf-8").splitlines()]
+    assert len(mixture) == len(load_from_disk(folder / "mixture" / "arrow")) == card["rows"]["kept"]
+    assert {path.name for path in (folder / "pools").iterdir()} == set(SOURCES)
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text("utf-8").splitlines()]
+    assert answers and all(answer["question"] and "reply" in answer for answer in answers)
+    assert not list(folder.glob(".*-partial")) and not (folder / "checkpoints").exists()
+
+
+SMALL = {
+    "LIMIT": 2,
+    "MAX_NEW_TOKENS": {k: 4 for k in ("emoji", "cmath", "mawps", "json_only", "tool_calls", "language")},
+}
+
+
+def test_weights_for_an_unknown_source_stop_the_run_with_a_sentence(tmp_path):
+    result, _ = run_notebook_with("02", tmp_path, WEIGHTS={"cmath": 1, "emojis": 1}, **SMALL)
+    assert result.returncode != 0
+    assert (
+        "WEIGHTS names ['emojis']; the pools are ['cmath', 'emoji', 'json_only', 'mawps', 'tool_calls']"
+        in result.stderr
+    )
+
+
+def test_inference_alone_and_odd_sources(card, folder, tmp_path):
+    """TRAIN = False; one source of a single row, one without a usable row, one with spoilt rows among good ones."""
+    import run_notebooks
+
+    places = card["parameters"]["SOURCES"]
+    odd = PROJECT / "outputs" / f".odd-{tmp_path.name}"
+    odd.mkdir()
+    try:
+        lines = (PROJECT / "data" / "cmath.jsonl").read_bytes().splitlines(keepends=True)
+        (odd / "one.jsonl").write_bytes(lines[0])
+        (odd / "none.jsonl").write_bytes(b'{"Question": "N_00?", "Numbers": "", "Answer": 1}\n')
+        good = (PROJECT / "data" / "emoji_chat.jsonl").read_bytes()
+        (odd / "spoilt.jsonl").write_bytes(
+            good + b'{"question": "x"}\n{broken\n' + '{"question": "é", "answer_en": "Hi"}'.encode("latin-1")
+        )
+        where = odd.relative_to(PROJECT)
+        changed = {"cmath": [f"{where}/one.jsonl", "", ""], "mawps": [f"{where}/none.jsonl", "", ""],
+                   "emoji": [f"{where}/spoilt.jsonl", "", ""]}  # fmt: skip
+        result, executed = run_notebook_with(
+            "02", tmp_path, TRAIN=False, ADAPTER=str((folder / "adapter").relative_to(PROJECT)),
+            SOURCES={**places, **changed}, **SMALL,
+        )  # fmt: skip
+    finally:
+        for path in odd.iterdir():
+            path.unlink()
+        odd.rmdir()
+    assert result.returncode == 0, result.stderr[-2000:]
+    loaded = run_notebooks.run_card(executed)
+    assert loaded["parity"]["reloaded_adapter_same_text"] and "train mixture" not in loaded["phases"]
+    assert loaded["rows"]["dropped"] == {
+        "fewer Numbers than placeholders": 1, "empty answer": 1, "not JSON": 1, "broken encoding": 1,
+    }  # fmt: skip
+    assert set(loaded["share_of_loss"]) == {"cmath", "emoji", "json_only", "tool_calls"}
+    assert json.loads((folder / "run_card.json").read_text()) == card, "another configuration overwrote the run card"
+
+
+@pytest.mark.long
+def test_qlora_every_turn_and_calls(tmp_path):
+    """Training in 4 bits on the CPU, with loss on every turn and on tool calls, and mixing by interleaving."""
+    import run_notebooks
+
+    result, executed = run_notebook_with(
+        "02", tmp_path, LOAD_IN_4BIT=True, LEARN_TURNS="all", LEARN_TOOL_CALLS=True, MIX_MODE="interleave",
+        MAX_STEPS=4, PROBE_STEPS=2, **SMALL,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    card = run_notebooks.run_card(executed)
+    assert card["parity"]["reloaded_adapter_same_text"] and card["parity"]["merged_within_tolerance"]

@@ -115,7 +115,7 @@ def test_weights_for_an_unknown_source_stop_the_run_with_a_sentence(tmp_path):
 
 
 def test_inference_alone_and_odd_sources(card, folder, tmp_path):
-    """TRAIN = False; one source of a single row, one with spoilt rows among good ones."""
+    """TRAIN = False; one source of a single row, one without a usable row, one with spoilt rows among good ones."""
     import run_notebooks
 
     places = card["parameters"]["SOURCES"]
@@ -124,12 +124,14 @@ def test_inference_alone_and_odd_sources(card, folder, tmp_path):
     try:
         lines = (PROJECT / "data" / "cmath.jsonl").read_bytes().splitlines(keepends=True)
         (odd / "one.jsonl").write_bytes(lines[0])
+        (odd / "none.jsonl").write_bytes(b'{"Question": "N_00?", "Numbers": "", "Answer": 1}\n')
         good = (PROJECT / "data" / "emoji_chat.jsonl").read_bytes()
         (odd / "spoilt.jsonl").write_bytes(
             good + b'{"question": "x"}\n{broken\n' + '{"question": "é", "answer_en": "Hi"}'.encode("latin-1")
         )
         where = odd.relative_to(PROJECT)
-        changed = {"cmath": [f"{where}/one.jsonl", "", ""], "emoji": [f"{where}/spoilt.jsonl", "", ""]}
+        changed = {"cmath": [f"{where}/one.jsonl", "", ""], "mawps": [f"{where}/none.jsonl", "", ""],
+                   "emoji": [f"{where}/spoilt.jsonl", "", ""]}  # fmt: skip
         result, executed = run_notebook_with(
             "02", tmp_path, TRAIN=False, ADAPTER=str((folder / "adapter").relative_to(PROJECT)),
             SOURCES={**places, **changed}, **SMALL,
@@ -142,9 +144,9 @@ def test_inference_alone_and_odd_sources(card, folder, tmp_path):
     loaded = run_notebooks.run_card(executed)
     assert loaded["parity"]["reloaded_adapter_same_text"] and "train mixture" not in loaded["phases"]
     assert loaded["rows"]["dropped"] == {
-        "empty answer": 1, "not JSON": 1, "broken encoding": 1,
+        "fewer Numbers than placeholders": 1, "empty answer": 1, "not JSON": 1, "broken encoding": 1,
     }  # fmt: skip
-    assert set(loaded["share_of_loss"]) == {"cmath", "emoji", "json_only", "mawps", "tool_calls"}
+    assert set(loaded["share_of_loss"]) == {"cmath", "emoji", "json_only", "tool_calls"}
     assert json.loads((folder / "run_card.json").read_text()) == card, "another configuration overwrote the run card"
 
 

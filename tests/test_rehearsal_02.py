@@ -114,6 +114,7 @@ def test_weights_for_an_unknown_source_stop_the_run_with_a_sentence(tmp_path):
     )
 
 
+@pytest.mark.long  # to be run to its end once before it joins make test
 def test_inference_alone_and_odd_sources(card, folder, tmp_path):
     """TRAIN = False; one source of a single row, one without a usable row, one with spoilt rows among good ones."""
     import run_notebooks

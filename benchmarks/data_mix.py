@@ -8,7 +8,6 @@ two per cent exact copies. Budgets: time per row flat within 20 %, 10⁶ rows wi
 """
 
 import argparse
-import ast
 import json
 import random
 import shutil
@@ -19,35 +18,16 @@ import time
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "tools"))
+from notebook_code import lift  # noqa: E402
+
 NOTEBOOK = PROJECT / "NoteBooks" / "02_qwen3_emoji_math.ipynb"
 HEAVY = {"unsloth", "torch", "transformers", "trl", "peft", "matplotlib", "lingua", "IPython", "safetensors", "bitsandbytes"}  # fmt: skip
+NAMES = """FEATURES MESSAGE HIDDEN BROKEN NUMBER CHINESE DIGITS UNITS LONGEST_ANSWER RowError make_row digest question_key
+    clean_text field cut_at_sentence parse_number parse_chinese as_number fill_placeholders evaluate normalize_emoji
+    normalize_cmath normalize_mawps build_pool deduplicate split_pools normalize_weights mix export_mixture""".split()
 STEPS = ["normalise", "deduplicate", "write pools", "split", "mix", "export"]
 BUDGET = {"seconds": 120, "bytes": 2e9, "spread": 0.20}
-
-
-def load_functions():
-    """Return the notebook's top-level definitions and literal constants, without its heavy imports."""
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    sources = sources[: next(i for i, source in enumerate(sources) if "def check_model(" in source)]  # sections 1 and 2
-    wanted = {"FEATURES", "MESSAGE", "HIDDEN", "BROKEN", "NUMBER", "CHINESE", "DIGITS", "UNITS", "LONGEST_ANSWER"}
-    body = []
-    for node in [node for source in sources for node in ast.parse(source).body]:
-        if isinstance(node, ast.Import):
-            node.names = [name for name in node.names if name.name.split(".")[0] not in HEAVY]
-            body += [node] if node.names else []
-        elif isinstance(node, ast.ImportFrom) and node.module.split(".")[0] not in HEAVY:
-            body.append(node)
-        elif isinstance(node, ast.FunctionDef) or (
-            isinstance(node, ast.Assign) and {t.id for t in node.targets if isinstance(t, ast.Name)} & wanted
-        ):
-            body.append(node)
-        elif isinstance(node, ast.ClassDef) and node.name in ("NotebookError", "RowError"):
-            body.append(node)
-    body.sort(key=lambda node: not isinstance(node, ast.Import | ast.ImportFrom))
-    namespace = {"ANSWER_LANGUAGE": "en"}
-    exec(compile(ast.Module(body=body, type_ignores=[]), NOTEBOOK.name, "exec"), namespace)
-    return namespace
 
 
 def synthetic_rows(source, count, seed):
@@ -93,7 +73,8 @@ def peak_bytes():
 
 def measure(size):
     """Run all steps on `size` rows; return {"rows", "seconds": {step: s}, "peak_bytes", "mixture"}."""
-    nb, seconds = load_functions(), {}
+    nb, seconds = lift(NOTEBOOK, *NAMES, without=HEAVY), {}
+    nb["ANSWER_LANGUAGE"] = "en"
     base = peak_bytes()
     folder = Path(tempfile.mkdtemp(prefix="data_mix-"))
     names = {"emoji": nb["normalize_emoji"], "cmath": nb["normalize_cmath"], "mawps": nb["normalize_mawps"]}

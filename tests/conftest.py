@@ -11,37 +11,13 @@ import nbformat
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "tools"))
+from notebook_code import code_cells, lift  # noqa: E402
+
 NOTEBOOKS = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PROFILE"] = "rehearsal"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def code_cells(path):
-    """Return the sources of a notebook's code cells."""
-    return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-
-
-def lift(path, *names):
-    """Return a namespace that holds these top-level definitions of a notebook, and the imports they need."""
-    wanted, found = set(names), {}
-    body = []
-    for source in code_cells(path):
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                body.append(node)
-            elif isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in wanted | {"NotebookError"}:
-                body.append(node)
-                found[node.name] = node
-            elif isinstance(node, ast.Assign) and {t.id for t in node.targets if isinstance(t, ast.Name)} & wanted:
-                body.append(node)
-                found.update({t.id: node for t in node.targets if isinstance(t, ast.Name)})
-    missing = wanted - set(found)
-    assert not missing, f"{path.name} does not define {missing} at the top level"
-    body.sort(key=lambda node: not isinstance(node, ast.Import | ast.ImportFrom))
-    namespace = {}
-    exec(compile(ast.Module(body=body, type_ignores=[]), path.name, "exec"), namespace)
-    return namespace
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +96,6 @@ def rehearse(number):
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     path = next(path for path in NOTEBOOKS if path.name.startswith(number))
     executed = PROJECT / "outputs" / "executed" / f"{path.stem}_executed.ipynb"
-    sys.path.insert(0, str(PROJECT / "tools"))
     import run_notebooks
 
     return result, run_notebooks.run_card(executed), nbformat.read(executed, as_version=4)

@@ -82,6 +82,13 @@ def test_the_committed_run_card_is_of_these_parameters(path, committed_card):
             assert value == (stated["rehearsal"] if by_profile else stated), name
 
 
+def check_cost(row, card):
+    """Hold the minutes and GiB of a README row against the run card."""
+    minutes, memory = re.search(r"(\d+) minutes, ([\d.]+) GiB", row).groups()
+    assert int(minutes) == round(card["phases"]["whole notebook"]["seconds"] / 60)
+    assert float(memory) == round(max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30, 1)
+
+
 def test_readme_figures_are_those_of_the_committed_run_card(notebook_01, committed_card):
     card = committed_card(notebook_01)
     row = next(line for line in README.splitlines() if notebook_01.name in line and line.startswith("|"))
@@ -89,10 +96,7 @@ def test_readme_figures_are_those_of_the_committed_run_card(notebook_01, committ
     detected = card["metrics"]["after"]["reasoning_language_fidelity_with_unsloth_detection"]
     assert f"{before['value']:.0%} → {after['value']:.0%} of {after['n']} held-out prompts" in row
     assert f"{detected['value']:.0%} with the mask that Unsloth detects" in row
-    seconds = card["phases"]["whole notebook"]["seconds"]
-    minutes, memory = re.search(r"(\d+) minutes, ([\d.]+) GiB", row).groups()
-    assert int(minutes) == round(seconds / 60)
-    assert float(memory) == round(max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30, 1)
+    check_cost(row, card)
 
 
 def test_readme_figures_of_notebook_02_are_those_of_the_committed_run_card(notebook_02, committed_card):
@@ -106,10 +110,7 @@ def test_readme_figures_of_notebook_02_are_those_of_the_committed_run_card(noteb
     assert f"emoji in {shares('emoji_replies', before, after)} of sound replies" in row
     assert f"valid JSON {shares('json_valid', before, after)}" in row
     assert f"answers in the question's language {shares('language_retention', before, after, replayed)}" in row
-    seconds = card["phases"]["whole notebook"]["seconds"]
-    minutes, memory = re.search(r"(\d+) minutes, ([\d.]+) GiB", row).groups()
-    assert int(minutes) == round(seconds / 60)
-    assert float(memory) == round(max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30, 1)
+    check_cost(row, card)
 
 
 def test_committed_results_of_notebook_02_meet_what_it_promises(notebook_02, committed_card):

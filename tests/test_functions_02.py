@@ -138,7 +138,7 @@ def test_numbers(nb, text, value):
 
 def test_every_source_of_the_course_is_read_whole(nb):
     for pool, rows in nb.raw.items():
-        assert len(rows[0]) == len(read_jsonl(nb.SOURCES[pool][0].removeprefix("data/")))
+        assert len(rows[0]) == len(read_jsonl(nb.places[pool][0].removeprefix("data/")))
         assert not nb.reasons[pool], pool
 
 
@@ -340,6 +340,10 @@ ASK, REPLY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content":
         ({"messages": [ASK, {"role": "assistant", "content": "y<|endoftext|>"}]}, "<|endoftext|> typed in the assistant's"),
         ({"messages": [{"role": "user", "content": "word " * 3000}, REPLY]}, "tokens, more than 1024"),
         ({"messages": [ASK, {"role": "tool", "tool_call_id": "c", "content": "1"}, REPLY]}, "tool result without its call"),
+        ({"messages": [{"content": "Hi"}, REPLY]}, "unknown roles ['None']"),
+        ({"messages": [{"role": ["user"]}, REPLY]}, "unknown roles"),
+        ({"messages": [ASK, {"role": "assistant", "tool_calls": [{"name": "rain"}]}, REPLY]}, "of an unexpected shape"),
+        ({"messages": [ASK, REPLY], "tools": ["rain"]}, "of an unexpected shape"),
     ],
 )  # fmt: skip
 def test_check_dataset_names_row_and_fault(nb, row, fault):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,11 @@ def notebook_01():
 @pytest.fixture(scope="session")
 def notebook_02():
     return PROJECT / "NoteBooks" / "02_qwen3_emoji_math.ipynb"
+
+
+@pytest.fixture(scope="session")
+def notebook_03():
+    return PROJECT / "NoteBooks" / "03_gpt_oss_pdf_books.ipynb"
 
 
 @pytest.fixture(scope="session")
@@ -73,6 +79,29 @@ def setup_02(notebook_02, notebook_cells, tokenizers):
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
     namespace["control_ids"] = {t: i for t, i in added.items() if t.startswith("<") and t.endswith(">")}
     namespace["instruction"], namespace["response"] = namespace["find_response_markers"](tokenizer)
+    return namespace
+
+
+def forget_claim(folder):
+    """Remove an output folder that a test has claimed for its parameters, if no run has written into it."""
+    if [path.name for path in folder.iterdir()] == ["configuration.sha256"]:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def setup_03(notebook_03, notebook_cells, tokenizers):
+    """The namespace of notebook 03 with all its functions and the sample books, read and cut: no model, no training."""
+    namespace = notebook_cells(notebook_03, "def weight_gib", BOOKS="outputs/rehearsal/no books of a reader")
+    forget_claim(namespace["OUTPUT"])
+    for source in code_cells(notebook_03):
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name not in namespace:
+                exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_03.name, "exec"), namespace)
+    for source in code_cells(notebook_03):
+        if "def words_of" in source or "def verdict" in source:  # with the constants beside them
+            exec(compile(source, notebook_03.name, "exec"), namespace)
+    tokenizer = namespace["tokenizer"] = tokenizers["gpt-oss"]
+    namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     return namespace
 
 
@@ -139,6 +168,11 @@ def rehearsal_01():
 @pytest.fixture(scope="session")
 def rehearsal_02():
     return rehearse("02")
+
+
+@pytest.fixture(scope="session")
+def rehearsal_03():
+    return rehearse("03")
 
 
 @pytest.fixture(scope="session")

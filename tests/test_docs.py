@@ -113,6 +113,26 @@ def test_readme_figures_of_notebook_02_are_those_of_the_committed_run_card(noteb
     check_cost(row, card)
 
 
+def test_readme_figures_of_notebook_03_are_those_of_the_committed_run_card(notebook_03, committed_card):
+    card = committed_card(notebook_03)
+    row = next(line for line in README.splitlines() if notebook_03.name in line and line.startswith("|"))
+    before, after = (card["metrics"][when]["bits_per_byte"]["value"] for when in ("before", "after"))
+    change, other = (card["metrics"]["after"][f"bits_per_byte_change{which}"] for which in ("", "_other_text"))
+    assert f"{before:.3f} → {after:.3f}" in row
+    assert f"{change['value']:+.1%} ({change['low']:+.1%} to {change['high']:+.1%})" in row
+    assert f"text by others {other['value']:+.1%}" in row
+    check_cost(row, card)
+
+
+def test_committed_results_of_notebook_03_meet_what_it_promises(notebook_03, committed_card):
+    card = committed_card(notebook_03)
+    assert all(card["parity"].values())
+    change = card["metrics"]["after"]["bits_per_byte_change"]
+    assert change["value"] <= -0.03 and change["high"] < 0
+    assert card["verdict"] == {"learned": True, "memorised": False, "collapsed": False}
+    assert all(share >= 0.995 for share in card["words_recovered"].values())
+
+
 def test_committed_results_of_notebook_02_meet_what_it_promises(notebook_02, committed_card):
     card = committed_card(notebook_02)
     assert all(card["parity"].values())

@@ -1,4 +1,4 @@
-"""From a fresh clone to a ready environment: virtual environment, locked packages, kernel, checkpoints.
+"""From a fresh clone to a ready environment: virtual environment, locked packages, kernel, checkpoints, books.
 
     python3 tools/bootstrap.py [--no-checkpoints]
 
@@ -112,17 +112,21 @@ def build_environment(python, stamp):
     print(f"The environment is ready after {time.monotonic() - started:.0f} s.", flush=True)
 
 
-def checkpoints_ready():
-    """True when the cheap check of every rehearsal checkpoint passes; imports nothing heavy."""
+def missing_builders():
+    """Return the tools that have something to build: the checkpoints, the sample books; imports nothing heavy."""
     sys.path.insert(0, str(Path(__file__).parent))
     import rehearsal
+    import typeset_books
 
-    return all(rehearsal.is_complete(rehearsal.DEFAULT_ROOT / family, family) for family in rehearsal.FAMILIES)
+    ready = all(rehearsal.is_complete(rehearsal.DEFAULT_ROOT / family, family) for family in rehearsal.FAMILIES)
+    return ["rehearsal.py"] * (not ready) + ["typeset_books.py"] * (not typeset_books.is_complete())
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--no-checkpoints", action="store_true", help="leave the rehearsal checkpoints alone")
+    parser.add_argument(
+        "--no-checkpoints", action="store_true", help="leave the rehearsal checkpoints and the sample books alone"
+    )
     arguments = parser.parse_args()
     lock_file = PROJECT / "outputs" / ".setup.lock"
     try:
@@ -137,9 +141,9 @@ def main():
             stamp = wanted_stamp(python)
             if current_stamp() != stamp:
                 build_environment(python, stamp)
-            if not arguments.no_checkpoints and not checkpoints_ready():
-                builder = [str(ENVIRONMENT / "bin" / "python"), str(PROJECT / "tools" / "rehearsal.py")]
-                if subprocess.run(builder).returncode:
+            for builder in [] if arguments.no_checkpoints else missing_builders():
+                command = [str(ENVIRONMENT / "bin" / "python"), str(PROJECT / "tools" / builder)]
+                if subprocess.run(command).returncode:
                     return 1
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)

@@ -17,9 +17,10 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 EXECUTED = PROJECT / "outputs" / "executed"
 CELL_TIMEOUT = {"full": 7200, "rehearsal": 1800}  # seconds for one cell
-HEADLINES = {  # number of the notebook: name of the metric shown before → after
-    "01": "reasoning_language_fidelity",
-    "02": "emoji_replies",
+HEADLINES = {  # number of the notebook: the metric shown before → after, and how it is written
+    "01": ("reasoning_language_fidelity", ".0%"),
+    "02": ("emoji_replies", ".0%"),
+    "03": ("bits_per_byte", ".3f"),
 }
 
 
@@ -71,13 +72,14 @@ def execute(notebook):
 def summary_row(notebook, status, seconds, peak_bytes, executed):
     """Return one line of the closing table as a list of texts."""
     card = run_card(executed) or {}
-    metrics, headline = card.get("metrics", {}), HEADLINES.get(notebook.name[:2], "")
+    metrics = card.get("metrics", {})
+    headline, form = HEADLINES.get(notebook.name[:2], ("", ""))
     if (
         card.get("device") == "CPU"
     ):  # the notebook resets its own high-water mark, the operating system's then reads low
         peak_bytes = max([peak_bytes, *(phase["peak_bytes"] for phase in card.get("phases", {}).values())])
     values = [metrics.get(when, {}).get(headline, {}).get("value") for when in ("before", "after")]
-    change = "–" if None in values else f"{headline} {values[0]:.0%} → {values[1]:.0%}"
+    change = "–" if None in values else f"{headline} {values[0]:{form}} → {values[1]:{form}}"
     if status:
         change = "FAILED"
     return [

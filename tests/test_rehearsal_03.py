@@ -1,0 +1,127 @@
+"""One real rehearsal of notebook 03 on the sample books, and what its run card must say."""
+
+import json
+
+import pytest
+from conftest import PROJECT, run_notebook_with
+
+pytestmark = pytest.mark.notebook
+
+
+@pytest.fixture(scope="module")
+def card(rehearsal_03):
+    result, card, _ = rehearsal_03
+    assert result.returncode == 0, result.stderr[-3000:]
+    if not card["dataset"]["id"][0].startswith("Aurélien Fontbrune"):
+        pytest.skip("there are books in Books/, so this rehearsal is not of the sample books")
+    return card
+
+
+@pytest.fixture(scope="module")
+def folder(card):
+    """The folder of the run with these parameters and books: the plain name, or one with a hash."""
+    for path in sorted((PROJECT / "outputs").glob("03_gpt_oss_pdf_books*/run_card.json")):
+        if json.loads(path.read_text()) == card:
+            return path.parent
+    raise AssertionError("no output folder holds this run card")
+
+
+def test_it_runs_to_the_end_and_reports(rehearsal_03):
+    result, card, executed = rehearsal_03
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "03 · Write in the voice" in result.stderr and "7 After: did it work?" in result.stderr
+    assert "bits_per_byte 1." in result.stdout
+    code = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+
+
+def test_the_text_is_recovered(card):
+    assert len(card["words_recovered"]) == 2
+    assert all(share >= 0.995 for share in card["words_recovered"].values())
+
+
+def test_bits_per_byte_fall_on_bare_held_out_pages(card):
+    change = card["metrics"]["after"]["bits_per_byte_change"]
+    assert change["value"] <= -0.03 and change["high"] < 0 and change["n"] >= 10
+    assert card["metrics"]["after"]["bits_per_byte"]["value"] < card["metrics"]["prompted"]["bits_per_byte"]["value"]
+
+
+def test_the_name_matters_to_the_tuned_model(card):
+    assert card["metrics"]["after"]["bits_per_byte_cost_of_another_name"]["low"] > 0
+    assert card["header_bits"]["tuned"] < 1 < card["header_bits"]["base"]
+
+
+def test_learned_and_neither_memorised_nor_collapsed(card):
+    assert card["verdict"] == {"learned": True, "memorised": False, "collapsed": False}
+    assert set(card["recited_words"]) == {"training", "held out"}
+
+
+def test_parity(card):
+    assert card["parity"] == {
+        "untrained_adapter_changes_nothing": True,
+        "disabled_adapter_is_the_base": True,
+        "merged_within_tolerance": True,
+        "reloaded_adapter_same_text": True,
+    }
+    assert card["trainable_parameters"]["predicted"] == card["trainable_parameters"]["actual"] > 0
+
+
+def test_the_run_card_has_every_field_of_the_contract(card):
+    for field in ("notebook", "profile", "started", "versions", "device", "seed", "parameters", "model", "dataset", "template_sha256",
+                  "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics", "held_out_sha256"):  # fmt: skip
+        assert card[field] not in (None, "", {}), field
+    assert card["markers"] == {"instruction": "<|start|>user<|message|>", "response": "<|start|>assistant"}
+    for name in ("bits_per_byte", "type_token_ratio", "distinct_2", "longest_verbatim_words", "looping_replies"):
+        for stage in ("before", "prompted", "after"):
+            metric = card["metrics"][stage][name]
+            assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] >= 10, (stage, name)
+
+
+def test_what_it_left_on_disk(folder):
+    assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
+    assert (folder / "merged" / "model.safetensors").stat().st_size > 2e8
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text("utf-8").splitlines()]
+    assert answers and all(answer["text"] for answer in answers)
+    assert not list(folder.glob(".*-partial"))
+
+
+def test_inference_alone_with_a_book_of_the_reader_s(card, folder, tmp_path):
+    """TRAIN = False, one author only, a broken book beside a good one; the first run's results stay."""
+    import run_notebooks
+
+    shelf = PROJECT / "outputs" / f".shelf-{tmp_path.name}"
+    good = next((PROJECT / "outputs" / "rehearsal" / "books").glob("Ines*/*.pdf"))
+    (shelf / "Ines Vallorán" / "old").mkdir(parents=True)
+    try:
+        (shelf / "Ines Vallorán" / "old" / "The “Mill” 🌊.pdf").write_bytes(good.read_bytes())
+        (shelf / "Ines Vallorán" / "half.pdf").write_bytes(good.read_bytes()[:3000])
+        (shelf / "Ines Vallorán" / "empty.pdf").write_bytes(b"")
+        result, executed = run_notebook_with(
+            "03", tmp_path, TRAIN=False, ADAPTER=str((folder / "adapter").relative_to(PROJECT)),
+            BOOKS=str(shelf.relative_to(PROJECT)), MAX_NEW_TOKENS=8,
+        )  # fmt: skip
+    finally:
+        import shutil
+
+        shutil.rmtree(shelf)
+    assert result.returncode == 0, result.stderr[-2000:]
+    loaded = run_notebooks.run_card(executed)
+    assert loaded["dataset"]["id"] == ["Ines Vallorán/old/The “Mill” 🌊.pdf"]
+    assert loaded["parity"]["reloaded_adapter_same_text"] and "train" not in loaded["phases"]
+    text = executed.read_text(encoding="utf-8")
+    assert "LEFT OUT: an empty file" in text and "LEFT OUT: damaged" in text or "no page can be found" in text
+    assert json.loads((folder / "run_card.json").read_text()) == card, "another configuration overwrote the run card"
+
+
+def test_no_usable_book_stops_the_run_and_says_why(tmp_path):
+    shelf = PROJECT / "outputs" / f".shelf-{tmp_path.name}"
+    (shelf / "Nobody").mkdir(parents=True)
+    try:
+        (shelf / "Nobody" / "not a book.pdf").write_bytes(b"hello")
+        result, _ = run_notebook_with("03", tmp_path, BOOKS=str(shelf.relative_to(PROJECT)))
+    finally:
+        import shutil
+
+        shutil.rmtree(shelf)
+    assert result.returncode != 0
+    assert "None of the books can be used. Nobody/not a book.pdf: not a PDF file" in result.stderr

@@ -37,6 +37,11 @@ def notebook_03():
 
 
 @pytest.fixture(scope="session")
+def notebook_04():
+    return PROJECT / "NoteBooks" / "04_gemma_gsm8k.ipynb"
+
+
+@pytest.fixture(scope="session")
 def notebook_cells():
     """Run a notebook's cells, up to the one that holds `until`, in one namespace; overrides follow the parameters."""
 
@@ -102,6 +107,23 @@ def setup_03(notebook_03, notebook_cells, tokenizers):
             exec(compile(source, notebook_03.name, "exec"), namespace)
     tokenizer = namespace["tokenizer"] = tokenizers["gpt-oss"]
     namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def setup_04(notebook_04, notebook_cells, tokenizers):
+    """The namespace of notebook 04 with all its functions and its data: no model, no training."""
+    namespace = notebook_cells(notebook_04, "def check_model")
+    namespace.update(DEVICE="CPU", HALF="bf16", RUNS={}, COUNTED={}, held_out=namespace["held_out"])
+    tokenizer = namespace["tokenizer"] = tokenizers["gemma"]
+    namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    namespace["MODEL_SOURCE"] = str(PROJECT / namespace["MODEL"])
+    namespace["weights"] = {"linear": 0, "other": 0, "shapes": []}
+    wanted = {"FINAL_LINE", "LOGIT_CHUNK"}
+    for node in [node for source in code_cells(notebook_04) for node in ast.parse(source).body]:
+        names = {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
+        if names & wanted or (isinstance(node, ast.FunctionDef) and node.name not in namespace):
+            exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_04.name, "exec"), namespace)
     return namespace
 
 
@@ -173,6 +195,11 @@ def rehearsal_02():
 @pytest.fixture(scope="session")
 def rehearsal_03():
     return rehearse("03")
+
+
+@pytest.fixture(scope="session")
+def rehearsal_04():
+    return rehearse("04")
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,31 @@ def test_committed_results_of_notebook_03_meet_what_it_promises(notebook_03, com
     assert all(share >= 0.995 for share in card["words_recovered"].values())
 
 
+def test_readme_figures_of_notebook_04_are_those_of_the_committed_run_card(notebook_04, committed_card):
+    card = committed_card(notebook_04)
+    row = next(line for line in README.splitlines() if notebook_04.name in line and line.startswith("|"))
+    after, methods = card["metrics"]["after"], ("lora", "qlora", "full")
+    base = card["metrics"]["before"]["exact_match"]["value"], card["metrics"]["prompted"]["exact_match"]["value"]
+    assert f"exact match {base[0]:.0%} (zero-shot), {base[1]:.0%} (one-shot)" in row
+    assert " / ".join(f"{after[f'{method}.exact_match']['value']:.0%}" for method in methods) in row
+    assert " / ".join(f"{after[f'{method}.final_line']['value']:.0%}" for method in methods) in row
+    memory = " / ".join(f"{card['memory'][method]['measured_bytes'] / 2**20:,.0f}" for method in methods)
+    assert f"{memory} MiB" in row
+    check_cost(row, card)
+
+
+def test_committed_results_of_notebook_04_meet_what_it_promises(notebook_04, committed_card):
+    card = committed_card(notebook_04)
+    after = card["metrics"]["after"]
+    assert all(card["parity"].values())
+    assert after["lora.final_line"]["value"] >= 0.9
+    assert min(after[f"{method}.final_line"]["value"] for method in ("qlora", "full")) >= 0.8
+    base = card["metrics"]["before"]["exact_match"]
+    assert max(after[f"{method}.exact_match"]["low"] for method in ("lora", "qlora", "full")) > base["high"]
+    for memory in card["memory"].values():
+        assert abs(memory["predicted_bytes"] / memory["measured_bytes"] - 1) <= 0.15
+
+
 def test_committed_results_of_notebook_02_meet_what_it_promises(notebook_02, committed_card):
     card = committed_card(notebook_02)
     assert all(card["parity"].values())

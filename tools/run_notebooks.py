@@ -17,10 +17,11 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 EXECUTED = PROJECT / "outputs" / "executed"
 CELL_TIMEOUT = {"full": 7200, "rehearsal": 1800}  # seconds for one cell
-HEADLINES = {  # number of the notebook: the metric shown before → after, and how it is written
-    "01": ("reasoning_language_fidelity", ".0%"),
-    "02": ("emoji_replies", ".0%"),
-    "03": ("bits_per_byte", ".3f"),
+HEADLINES = {  # number of the notebook: the metric shown before and after, and how it is written
+    "01": ("reasoning_language_fidelity", "reasoning_language_fidelity", ".0%"),
+    "02": ("emoji_replies", "emoji_replies", ".0%"),
+    "03": ("bits_per_byte", "bits_per_byte", ".3f"),
+    "04": ("exact_match", "lora.exact_match", ".0%"),
 }
 
 
@@ -73,13 +74,13 @@ def summary_row(notebook, status, seconds, peak_bytes, executed):
     """Return one line of the closing table as a list of texts."""
     card = run_card(executed) or {}
     metrics = card.get("metrics", {})
-    headline, form = HEADLINES.get(notebook.name[:2], ("", ""))
+    before, after, form = HEADLINES.get(notebook.name[:2], ("", "", ""))
     if (
         card.get("device") == "CPU"
     ):  # the notebook resets its own high-water mark, the operating system's then reads low
         peak_bytes = max([peak_bytes, *(phase["peak_bytes"] for phase in card.get("phases", {}).values())])
-    values = [metrics.get(when, {}).get(headline, {}).get("value") for when in ("before", "after")]
-    change = "–" if None in values else f"{headline} {values[0]:{form}} → {values[1]:{form}}"
+    values = [metrics.get(when, {}).get(name, {}).get("value") for when, name in (("before", before), ("after", after))]
+    change = "–" if None in values else f"{after} {values[0]:{form}} → {values[1]:{form}}"
     if status:
         change = "FAILED"
     return [

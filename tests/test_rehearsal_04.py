@@ -120,6 +120,17 @@ def test_inference_alone(card, folder, tmp_path, method):
     assert json.loads((folder / "run_card.json").read_text()) == card, "another configuration overwrote the run card"
 
 
+def test_the_base_alone_serves_too(tmp_path):
+    """TRAIN = False with the folder of the base: what an untrained model answers, in the same form."""
+    import run_notebooks
+
+    result, executed = run_notebook_with("04", tmp_path, TRAIN=False, ADAPTER="outputs/rehearsal/gemma", **SMALL)
+    assert result.returncode == 0, result.stderr[-2000:]
+    loaded = run_notebooks.run_card(executed)["metrics"]
+    assert loaded["after"]["loaded.exact_match"] == loaded["before"]["exact_match"]
+    assert loaded["after"]["loaded.forgetting_perplexity"] == loaded["before"]["forgetting_perplexity"]
+
+
 def test_an_adapter_for_another_base_is_refused(folder, tmp_path):
     made = PROJECT / "outputs" / f".adapter-{tmp_path.name}"
     made.mkdir()

@@ -119,7 +119,7 @@ def setup_04(notebook_04, notebook_cells, tokenizers):
     namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
     namespace["MODEL_SOURCE"] = str(PROJECT / namespace["MODEL"])
     namespace["weights"] = {"linear": 0, "other": 0, "shapes": []}
-    wanted = {"FINAL_LINE", "LOGIT_CHUNK"}
+    wanted = {"FINAL_LINE", "END_OF_TURN", "LOGIT_CHUNK"}
     for node in [node for source in code_cells(notebook_04) for node in ast.parse(source).body]:
         names = {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
         if names & wanted or (isinstance(node, ast.FunctionDef) and node.name not in namespace):

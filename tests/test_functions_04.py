@@ -54,6 +54,11 @@ def changed(setup_04):
         ("He has 8, then 3 more, so 11.", 11),
         ("#### none, but I count 6", 6),
         ("-7", -7),
+        ("x = -7", -7),
+        ("He keeps 12-5", 5),
+        ("- 18 eggs", 18),
+        ("a debt of -$5", -5),
+        ("(3+4)-2", 2),
         ("£3 and then £4", 4),
         ("1/0", None),
         ("No idea.", None),
@@ -145,6 +150,7 @@ def test_conversations(nb):
     "values, sentence",
     [
         ({"METHODS": ["lora", "dora"]}, r"METHODS names \['dora'\]; known are lora, qlora and full"),
+        ({"DATASET": {"socratic": ["data/gsm8k_socratic.jsonl", ""]}}, "the form main is needed"),
         ({"METHODS": []}, "name one to three methods"),
         ({"METHODS": ["lora", "lora"]}, "each once"),
         ({"SCHEDULER_ARGUMENTS": {"min_rate": 0.1}}, r"SCHEDULER_ARGUMENTS has \['min_rate'\]"),
@@ -212,6 +218,7 @@ def test_both_forms_are_split_alike(nb):
 @pytest.mark.parametrize(
     "line, fits",
     [("#### 12", True), ("####12", True), ("#### $1,200.50", True), ("#### -3", True), ("#### 12.", True),
+     ("#### -$5", True), ("#### −5", True), ("#### .5", True), ("#### 3/4", True),
      ("#### 12 apples", False), ("The answer is 12", False), ("####", False), ("### 12", False), ("#### twelve", False)],
 )  # fmt: skip
 def test_the_last_line(nb, changed, line, fits):

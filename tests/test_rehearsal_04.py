@@ -62,6 +62,9 @@ def test_forgetting_is_measured_for_every_method(card):
         metric = card["metrics"]["after"][f"{method}.forgetting_perplexity"]
         assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] >= 30
         assert card["metrics"]["after"][f"{method}.instructions_followed"]["n"] == 20
+    rounded = card["metrics"]["before"]["qlora.forgetting_perplexity"]["value"]  # QLoRA's own base, in 4 bits
+    change = card["metrics"]["after"]["qlora.forgetting_perplexity"]["value"] / rounded - 1
+    assert abs(card["perplexity_change"]["qlora"] - change) < 0.001
 
 
 def test_parity_and_the_same_start(card):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from conftest import PROJECT
 
 
@@ -20,3 +21,69 @@ def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
     assert results["parallel"]["files"] == 8 and results["parallel"]["pages"] == 80
     assert [(again["pages"], again["readings"]) for again in results["again"].values()] == [(10, 1), (10, 0), (10, 1)]
     assert all(row[0] in finished.stdout for row in record["table"])
+
+
+# What is measured on a GPU: the arithmetic around it, and the committed records
+
+
+def test_the_tables_are_those_of_the_committed_records():
+    """Every figure of the two GPU tables in benchmarks/README.md comes from a record in benchmarks/results/."""
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import learning_rates
+    import train_step
+
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    records = json.loads((PROJECT / "benchmarks" / "results" / "learning_rates_h100.json").read_text())["runs"]
+    for name, entries in learning_rates.summarise(records).items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+        shown = [float(cell) for cell in line.split("|")[2:] if cell.strip()]
+        assert shown == [round(entry["loss"]["median"], 3) for entry in entries.values() if "loss" in entry], name
+    for letter, recipes in (
+        (
+            "b",
+            {"plain TRL + PEFT, NF4": "plain TRL + PEFT, NF4", "notebook, NF4, packed": "the notebook's, NF4, packed"},
+        ),
+        ("a", {"plain TRL + PEFT, bf16": "plain TRL + PEFT, bf16 (another call)"}),
+    ):
+        report = json.loads((PROJECT / "benchmarks" / "results" / f"train_step_h100_{letter}.json").read_text())
+        printed = train_step.table_of(report)
+        for recipe, shown in recipes.items():
+            (line,) = [line for line in page.splitlines() if line.startswith(f"| {shown} |")]
+            (source,) = [line for line in printed.splitlines() if f"Qwen3-4B, {recipe} |" in line]
+            _, _, _, even, share, peak, real, padding, joules, _ = (cell.strip() for cell in source.split("|"))
+            assert [cell.strip() for cell in line.split("|")[2:-1]] == [even, share, peak, joules, real, padding]
+
+
+def test_learning_rates_summary():
+    """A diverged run is counted and left out; the best rate by loss is that of the lowest median."""
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import learning_rates
+
+    name = next(iter(learning_rates.SETTINGS))
+    run = {"setting": name, "trained": 1, "exact_match": 0.1, "final_line": 1.0}
+    records = [{**run, "rate": 1e-4, "seed": seed, "loss": loss} for seed, loss in ((1, 0.5), (2, 0.7), (3, 0.6))]
+    records += [
+        {**run, "rate": 1e-3, "seed": 1, "loss": 0.65},
+        {"setting": name, "trained": 1, "rate": 1e-3, "seed": 2, "diverged": "The loss became nan"},
+    ]
+    summary = learning_rates.summarise(records)[name]
+    assert summary[1e-4]["loss"] == {"median": 0.6, "mean": pytest.approx(0.6), "low": 0.5, "high": 0.7}
+    assert (summary[1e-3]["runs"], summary[1e-3]["diverged"]) == (2, 1)
+    assert learning_rates.best(summary)[0] == 1e-4
+    jobs = learning_rates.jobs()
+    assert len(jobs) == len(set(jobs)) == 5 * 3 * len(learning_rates.SETTINGS)
+
+
+def test_train_step_rows():
+    """Rows have the lengths and the supervised shares asked for, cut at the limit; like lengths come together."""
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import train_step
+
+    rows = train_step.make_rows([(10, 4), (300, 20)], 40, 1000, 128)
+    assert {len(row["input_ids"]) for row in rows} == {10, 128}
+    for row in rows:
+        learnt = [label for label in row["labels"] if label != -100]
+        assert len(learnt) == {10: 4, 128: 20}[len(row["input_ids"])] and row["input_ids"][-len(learnt) :] == learnt
+    ordered = train_step.order(rows, 4, "like lengths")
+    mixed = sum(len({len(row["input_ids"]) for row in ordered[k : k + 4]}) > 1 for k in range(0, 40, 4))
+    assert mixed <= 1 and sorted(map(str, ordered)) == sorted(map(str, rows))

@@ -393,6 +393,7 @@ def test_usable_replies(nb):
     assert nb.read_reply(f"Fine. 🙂{end}", end)["usable"]
     assert nb.read_reply(f"No, no, no, it is fine.{end}", end)["usable"]
     assert nb.read_reply(f"1, 2, 3, 4, 5, 6, 7, 8. Then 1000000.{end}", end)["usable"]
+    assert nb.read_reply(f"Fine. 🙂{end}{end}{end}", end) == nb.read_reply(f"Fine. 🙂{end}", end)  # a GPU's padding
     for bad in ("", end, "It never ends", f"🎉🎉🎉🎉🎉🎉{end}", f"a cat and a cat and a cat and a cat and a cat and a cat{end}",
                 f"Well<think> then{end}", f"one<|im_start|>user{end}"):  # fmt: skip
         assert not nb.read_reply(bad, end)["usable"], bad

@@ -10,7 +10,7 @@ memory is reset; tokens/s is the median over steps (`even`) or the whole of them
 4·N a token, the forward pass and the gradients that reach the adapters, N without embeddings and, for gpt-oss,
 without the experts that a token does not visit; recompute is not counted. The rate of a bf16 matrix product is
 measured first, in the same run; energy is the mean of the driver's power samples times the time.
-`--tiny` shrinks the shapes, to try the benchmark without a GPU.
+`--tiny` shrinks the shapes, to try the benchmark without a GPU; the recipes without Unsloth need one all the same.
 """
 
 import argparse
@@ -161,6 +161,8 @@ def load(recipe, folder, limit):
             use_gradient_checkpointing="unsloth" if checkpointing else False,
             **cpu,
         ), tokenizer
+    if not torch.cuda.is_available():
+        raise SystemExit("Error: without Unsloth, TRL's loss runs in Triton and needs a GPU")
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -255,8 +257,9 @@ def measure(recipe, folder, lengths, limit, steps):
         rows = order(make_rows(drawn, count, vocabulary, limit), batch, how)
         if packed:  # the same rows, many in one sequence: as many optimiser steps, of as many rows
             mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
-            batch_now = max(1, round(batch * per_step * mean / limit))
-            per_step, batch_now = max(1, -(-batch_now // batch)), min(batch, batch_now)
+            sequences = max(1, round(batch * per_step * mean / limit))
+            per_step = -(-sequences // batch)
+            batch_now = -(-sequences // per_step)
         else:
             batch_now = batch
         arguments = SFTConfig(
@@ -270,7 +273,7 @@ def measure(recipe, folder, lengths, limit, steps):
             packing=packed,
             train_sampling_strategy="sequential",
             bf16=cuda,
-            gradient_checkpointing=checkpointing and not library.startswith("unsloth-none"),
+            gradient_checkpointing=checkpointing,
             gradient_checkpointing_kwargs={"use_reentrant": False} if library in ("plain", "cookbook") else None,
             logging_steps=1,
             save_strategy="no",

@@ -1,6 +1,8 @@
 """The plumbing of the benchmarks, on small sizes: that they run the notebooks' own functions. No time is asserted."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -54,6 +56,26 @@ def test_the_tables_are_those_of_the_committed_records():
             assert [cell.strip() for cell in line.split("|")[2:-1]] == [even, share, peak, joules, real, padding]
 
 
+def test_the_rehearsals_table_is_that_of_its_record():
+    """Seconds, peaks, parity and the figures of the four GPU rehearsals come from their run cards."""
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    cards = json.loads((PROJECT / "benchmarks" / "results" / "rehearsals_h100.json").read_text())
+    for number, card in cards.items():
+        (line,) = [line for line in page.splitlines() if line.startswith(f"| {number} |")]
+        _, _, seconds, peak, parity, result, _ = (cell.strip() for cell in line.split("|"))
+        whole, passed = card["phases"]["whole notebook"], card["parity"].values()
+        assert (seconds, peak) == (f"{whole['seconds']:.0f}", f"{whole['peak_bytes'] / 2**30:.1f}")
+        assert parity == f"{sum(passed)} of {len(passed)} passed"
+        metrics = {f"{when}.{name}": m["value"] for when in ("before", "after")
+                   for name, m in card["metrics"][when].items() if isinstance(m, dict)}  # fmt: skip
+        forms = {form.format(value) for value in metrics.values() for form in ("{:.0%}", "{:.1%}", "{:.1f}", "{:.3f}")}
+        for figure in re.findall(r"-?\d+(?:\.\d+)?%?", result):
+            assert figure in forms, (number, figure)
+    ratios = {name: m["predicted_bytes"] / m["measured_bytes"] for name, m in cards["04"]["memory"].items()}
+    for text in (page, (PROJECT / "README.md").read_text()):
+        assert all(f"{ratio:.2f}" in text for ratio in ratios.values())
+
+
 def test_learning_rates_summary():
     """A diverged run is counted and left out; the best rate by loss is that of the lowest median."""
     sys.path.insert(0, str(PROJECT / "benchmarks"))
@@ -87,3 +109,17 @@ def test_train_step_rows():
     ordered = train_step.order(rows, 4, "like lengths")
     mixed = sum(len({len(row["input_ids"]) for row in ordered[k : k + 4]}) > 1 for k in range(0, 40, 4))
     assert mixed <= 1 and sorted(map(str, ordered)) == sorted(map(str, rows))
+
+
+def test_the_training_benchmark_makes_its_steps(tmp_path):
+    """On a tiny shape the notebook's recipe is measured; one that needs a GPU says so, and the status tells."""
+    command = [sys.executable, "benchmarks/train_step.py", "--tiny", "--models", "Qwen3-4B", "--steps", "1"]
+    command += ["--recipes", "PEFT, bf16", "NF4, packed", "--output", tmp_path]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
+    plain, packed = json.loads((tmp_path / "train_step-tiny.json").read_text())["results"]
+    assert finished.returncode == 1 and "needs a GPU" in plain["error"], finished.stderr[-2000:]
+    assert packed["trained"] > 0 and packed["useful"] < packed["parameters"]
+    assert packed["even"]["padding"] == 0 and packed["even"]["tokens_per_s"] > 0
+    assert 0 < packed["real"]["supervised_tokens_per_s"] < packed["real"]["nonpadding_tokens_per_s"]
+    assert all(one["recipe"] in finished.stdout for one in (plain, packed))

@@ -304,3 +304,39 @@ def test_experts_that_no_adapter_can_reach_stop_the_run(notebook_01):
     assert namespace["adapter_targets"](model, ["q_proj"], [])["target_modules"] == ["layers.0.q_proj"]
     with fails(namespace, r"EXPERT_LAYERS names the layers \[7\]; a model has the layers 0 to 0"):
         namespace["adapter_targets"](model, ["q_proj"], [7])
+
+
+# Replies
+
+
+class FillsUp:
+    """A model that ends every row after its own number of tokens and fills up as Unsloth's CUDA decoding does."""
+
+    device = "cpu"
+
+    def __init__(self, words, end):
+        self.words, self.end = words, end
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, do_sample, logits_processor, pad_token_id=None):
+        import torch
+
+        filler = self.end if pad_token_id is None else pad_token_id
+        rows = [[*words, self.end] + [filler] * (max_new_tokens - len(words) - 1) for words in self.words]
+        return torch.cat([input_ids, torch.tensor(rows)], dim=1)
+
+
+def test_a_reply_ends_where_its_turn_ends(notebook_01, tokenizers):
+    """Padding is taken off, the end of the turn stays: once, also where the model pads with what it is told to."""
+    from types import SimpleNamespace
+
+    from conftest import lift
+
+    replies = lift(notebook_01, "generate_replies")
+    replies.update(FastLanguageModel=SimpleNamespace(for_inference=lambda model: None), REPETITION_PENALTY=1.0)
+    for family, tokenizer in tokenizers.items():
+        texts = ["Yes", "Yes, certainly not today"]
+        words = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        model = FillsUp(words, tokenizer.eos_token_id)
+        asked = [[{"role": "user", "content": "Shall we?"}]] * 2
+        found = replies["generate_replies"](model, tokenizer, asked, 12)
+        assert found == [text + tokenizer.eos_token for text in texts], family

@@ -1,6 +1,7 @@
 """Notebook 04's experiment at many learning rates: LoRA, QLoRA and full fine-tuning, each at its best.
 
     python benchmarks/learning_rates.py [--workers 6] [--minutes 8] [--output FOLDER]
+    python benchmarks/learning_rates.py --go-on FOLDER/learning_rates.json     # only the runs that it lacks
     python benchmarks/learning_rates.py --draw FOLDER/learning_rates.json
 
 Rows, mask, trainer, held-out problems and scores are notebook 04's own cells, run in its rehearsal profile. What
@@ -220,6 +221,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=8, help="no run begins after so many minutes")
     parser.add_argument("--output", type=Path, default=PROJECT / "outputs" / "benchmarks")
     parser.add_argument("--draw", type=Path, help="draw and tabulate a file of results, without a run")
+    parser.add_argument("--go-on", type=Path, help="keep the runs of this file, and make those that it lacks")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -230,11 +232,16 @@ def main():
         records, folder = report["runs"], arguments.draw.parent
     else:
         folder, deadline = Path(tempfile.mkdtemp(prefix="learning_rates-")), time.time() + 60 * arguments.minutes
+        earlier = json.loads(arguments.go_on.read_text())["runs"] if arguments.go_on else []
+        known = {(record["setting"], record["rate"], record["seed"]) for record in earlier}
+        for number, job in enumerate(jobs()):
+            if job in known:
+                (folder / f"taken-{number}").touch()
         command = [sys.executable, __file__, "--workers", str(arguments.workers), "--child", str(folder), str(deadline)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) // arguments.workers))}
         workers = [subprocess.Popen(command, env=environment) for _ in range(arguments.workers)]
         failed = [worker.wait() for worker in workers]
-        records = [json.loads(line) for path in sorted(folder.glob("results-*")) for line in path.open()]
+        records = earlier + [json.loads(line) for path in sorted(folder.glob("results-*")) for line in path.open()]
         if not records:
             raise SystemExit(f"learning_rates: no run was finished (exit statuses {failed}).")
         import importlib.metadata

@@ -134,7 +134,7 @@ def build_models(root, tiny, shapes=None):
     """Write the models of these shapes (all for None) below root/models, with their 16-bit twins."""
     for name in pinned_models():
         shape, twin = shape_of(name), PREQUANTISED.sub("", name)
-        if shapes and shape not in shapes:
+        if shapes is not None and shape not in shapes:
             continue
         plain = root / "models" / twin
         build_once(plain, functools.partial(make_model, shape, tiny=tiny))
@@ -226,16 +226,17 @@ class Fault:
 
     gated       401 without a token, as for a model whose licence was not accepted
     missing     404, no such repository
-    busy        429 with the seconds to wait, `after`
-    down        503
-    cut         the connection ends in the middle of a body
+    busy        429, and the client is told to wait `after` seconds (None: 1)
+    down        503, and the same if `after` is given
+    cut         the connection ends when `share` of the file went through; asked for the rest, at once
     wrong_hash  a body of the right length with other bytes, under the right ETag
     """
 
     pattern: str
     kind: str
     times: int = 1
-    after: int = 1
+    after: int | None = None
+    share: float = 0.5
 
     def __post_init__(self):
         if self.kind not in ("gated", "missing", "busy", "down", "cut", "wrong_hash"):
@@ -307,8 +308,8 @@ class Hub:
                      if name not in ("HF_TOKEN", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_DATASETS_OFFLINE",
                                      "TRANSFORMERS_OFFLINE")}  # fmt: skip
         return {**inherited, "HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
-                "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "PROFILE": "full",
-                "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
+                "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+                "PROFILE": "full", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}  # fmt: skip
 
 
 class Refusal(Exception):
@@ -365,10 +366,12 @@ class Answers(BaseHTTPRequestHandler):
         if fault.kind == "missing":
             raise Refusal(404, "RepoNotFound", "Repository not found")
         if fault.kind == "busy":
+            seconds = 1 if fault.after is None else fault.after
             raise Refusal(429, None, "Too many requests", **{
-                "Retry-After": str(fault.after), "RateLimit": f'"resolvers";r=0;t={fault.after}',
+                "Retry-After": str(seconds), "RateLimit": f'"resolvers";r=0;t={seconds}',
                 "RateLimit-Policy": '"fixed window";"resolvers";q=3000;w=300'})  # fmt: skip
-        raise Refusal(503, None, "The service is not available for now.")
+        wait = {} if fault.after is None else {"Retry-After": str(fault.after)}
+        raise Refusal(503, None, "The service is not available for now.", **wait)
 
     def repository(self, kind, name, revision=None):
         """Return (folder, commit) of a repository; refuse if it, or the revision, does not exist."""
@@ -465,7 +468,7 @@ class Answers(BaseHTTPRequestHandler):
             return
         fault = self.hub.take_fault(unquote(urlsplit(self.path).path), "cut", "wrong_hash")
         if fault and fault.kind == "cut":
-            end, self.close_connection = start + (end - start) // 2, True
+            end, self.close_connection = min(end, max(start, int(size * fault.share))), True
         with path.open("rb") as stream:
             stream.seek(start)
             while start < end:

@@ -2,8 +2,9 @@
 
     python tests/hub_scenarios.py FOLDER
 
-starts the Hub before anything reads its address (the libraries do so when they are imported), runs every scenario with
-a cache of its own, and prints one JSON object: {scenario: what came of it}.
+serves what stand_in_hub.prepare built in FOLDER. The server starts before anything reads its address, which the
+libraries do when they are imported. Every scenario has a cache of its own; one JSON object is printed at the end:
+{scenario: what came of it}.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ GEMMA = "google/gemma-2-9b-it"
 GSM8K = "openai/gsm8k"
 THINKING = "HuggingFaceH4/Multilingual-Thinking"
 WEIGHTS = f"*{QWEN}*model.safetensors"
+TOKEN = "hf_of_nobody"
 # What the notebooks are to call once they have it; until then this is its one home.
 VERIFY_DOWNLOAD = '''
 def verify_download(repo, revision, repo_type="model"):
@@ -205,6 +207,13 @@ class Scenarios:
         return [sentence(self.notebooks["01"]["check_model"], GEMMA, self.models[GEMMA]),
                 sentence(self.notebooks["04"]["read_rows"], GSM8K, "main")]  # fmt: skip
 
+    def gated_with_a_token(self):
+        os.environ["HF_TOKEN"] = TOKEN
+        try:
+            return [*self.gated(), self.statuses(403), self.statuses(401)]
+        finally:
+            del os.environ["HF_TOKEN"]
+
     def missing(self):
         self.hub.faults += [Fault(f"*{GEMMA}*", "missing", 10**6), Fault(f"*{THINKING}*", "missing", 10**6)]
         place = stand_in_hub.parameters("02")["SOURCES"]["cmath"]
@@ -248,12 +257,10 @@ class Scenarios:
 
 def main(folder):
     """Run all scenarios; print what came of them."""
-    stand_in_hub.build_datasets(folder)
     with Hub(folder, stand_in_hub.all_revisions()) as hub, tempfile.TemporaryDirectory() as cache:
         environment = {**hub.environment(Path(cache)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         os.environ.clear()
         os.environ.update(environment)
-        stand_in_hub.build_models(folder, tiny=True)
         scenarios, results = Scenarios(hub, Path(cache)), {}
         for name, method in vars(Scenarios).items():
             if name.startswith("_") or name in ("digest", "weights", "verify", "statuses"):

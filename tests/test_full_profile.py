@@ -46,14 +46,9 @@ sys.addaudithook(watch)
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """The stand-in Hub with tiny models, kept between sessions: it takes half a minute to fill."""
-    root = PROJECT / "outputs" / "stand-in-hub" / "tiny"
-    stand_in_hub.build_datasets(root)
-    build = "import sys; sys.path.insert(0, 'tools'); from pathlib import Path; import stand_in_hub; "
-    build += "stand_in_hub.build_models(Path(sys.argv[1]), tiny=True)"
-    subprocess.run([sys.executable, "-c", build, str(root)], cwd=PROJECT, check=True)
-    with stand_in_hub.Hub(root, stand_in_hub.all_revisions()) as hub:
+def hub(stand_in_root):
+    """The stand-in Hub, running."""
+    with stand_in_hub.Hub(stand_in_root, stand_in_hub.all_revisions()) as hub:
         yield hub
 
 

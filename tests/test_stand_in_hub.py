@@ -10,6 +10,7 @@ import sys
 import pytest
 import stand_in_hub
 from conftest import PROJECT, read_jsonl
+from hub_scenarios import TOKEN
 
 GPT_OSS, QWEN = "unsloth/gpt-oss-20b-unsloth-bnb-4bit", "unsloth/Qwen3-4B-Instruct-2507"
 GEMMA, GSM8K = "google/gemma-2-9b-it", "openai/gsm8k"
@@ -17,10 +18,9 @@ THINKING = "HuggingFaceH4/Multilingual-Thinking"
 
 
 @pytest.fixture(scope="module")
-def came():
+def came(stand_in_root):
     """What came of every scenario, by its name."""
-    folder = PROJECT / "outputs" / "stand-in-hub" / "tiny"
-    command = [sys.executable, "tests/hub_scenarios.py", str(folder)]
+    command = [sys.executable, "tests/hub_scenarios.py", str(stand_in_root)]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-4000:]
     results = json.loads(result.stdout.splitlines()[-1])
@@ -31,7 +31,7 @@ def came():
 
 def is_one_sentence(text, *words):
     """Say whether a NotebookError's message is short, on one line, without a token, and holds these words."""
-    assert "\n" not in text and "Traceback" not in text and "hf_" not in text, text
+    assert "\n" not in text and "Traceback" not in text and TOKEN not in text, text
     assert not text.startswith(("no error", "RemoteProtocolError", "IndexError")), text
     assert len(text) < 700, text
     for word in words:
@@ -119,6 +119,10 @@ def test_gated_and_missing_end_in_a_sentence(came):
     model, data = came["gated"]
     is_one_sentence(model, GEMMA, "gated repo", "accept its licence", "hf auth login")
     is_one_sentence(data, GSM8K, "gated dataset", "hf auth login")
+    model, data, forbidden, unauthorised = came["gated_with_a_token"]
+    is_one_sentence(model, GEMMA, "gated repo", "accept its licence")
+    is_one_sentence(data, GSM8K, "gated dataset")
+    assert forbidden > 0 and unauthorised == 0, "the token was not sent, so that a sentence could not show it"
     model, data, source = came["missing"]
     is_one_sentence(model, GEMMA, "not a valid model identifier", "set MODEL")
     is_one_sentence(data, THINKING, "doesn't exist on the Hub", "set DATASET")

@@ -217,6 +217,29 @@ def build_datasets(root):
         build_once(root / "datasets" / name, write)
 
 
+def stamp(paths):
+    """Return one hash of these files' contents."""
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(paths))).hexdigest()
+
+
+def prepare(folder, tiny=True, shapes=None):
+    """Build below `folder` what is missing or made of other sources than today's; return what a Hub can serve."""
+    root = folder.resolve() / ("tiny" if tiny else "full")
+    tools, tokens = PROJECT / "tools", (PROJECT / "outputs" / "rehearsal").glob("*/*token*.json")
+    sources = {"datasets": [*(PROJECT / "data").glob("*.jsonl"), tools / "stand_in_hub.py"],
+               "models": [*tokens, tools / "random_models.py"]}  # fmt: skip
+    for kind, paths in sources.items():
+        record, now = root / f"{kind}.sha256", stamp(paths)
+        if not record.exists() or record.read_text() != now:
+            for stale in (root / kind, root / "home"):  # a cache knows commits, which stay the same here
+                shutil.rmtree(stale, ignore_errors=True)
+            root.mkdir(parents=True, exist_ok=True)
+            record.write_text(now)
+    build_datasets(root)
+    build_models(root, tiny, shapes)
+    return root
+
+
 # The server
 
 
@@ -224,7 +247,7 @@ def build_datasets(root):
 class Fault:
     """What goes wrong, for the next `times` requests whose path matches `pattern` (as file names are matched).
 
-    gated       401 without a token, as for a model whose licence was not accepted
+    gated       401 without a token, 403 with one, as for a model whose licence was not accepted
     missing     404, no such repository
     busy        429, and the client is told to wait `after` seconds (None: 1)
     down        503, and the same if `after` is given
@@ -361,8 +384,8 @@ class Answers(BaseHTTPRequestHandler):
         if fault is None:
             return
         if fault.kind == "gated":
-            raise Refusal(401, "GatedRepo", "Access to this model is restricted. You must have access to it and be "
-                                            "authenticated to access it. Please log in.")  # fmt: skip
+            status, remedy = (403, "you are not on its list") if "Authorization" in self.headers else (401, "log in")
+            raise Refusal(status, "GatedRepo", f"Access to this repository is restricted: {remedy}.")
         if fault.kind == "missing":
             raise Refusal(404, "RepoNotFound", "Repository not found")
         if fault.kind == "busy":
@@ -506,9 +529,7 @@ def main():
     options = parser.parse_args(own)
     if not command:
         parser.error("after -- comes the command to run")
-    root = options.folder.resolve() / ("full" if options.full else "tiny")
-    build_datasets(root)
-    build_models(root, tiny=not options.full, shapes=options.models)
+    root = prepare(options.folder, tiny=not options.full, shapes=options.models)
     with Hub(root, all_revisions()) as hub:
         return subprocess.run(command, env=hub.environment(root / "home")).returncode
 

@@ -88,7 +88,7 @@ class Scenarios:
     """Each method is a scenario: it gets a fresh cache and a server without faults, and returns what it saw."""
 
     def __init__(self, hub, cache):
-        self.hub, self.cache = hub, cache
+        self.hub, self.cache, self.waits = hub, cache, []
         self.models, self.datasets = stand_in_hub.pinned_models(), stand_in_hub.pinned_datasets()
         self.notebooks = {number: notebook(number) for number in ("01", "02", "04")}
 
@@ -165,22 +165,22 @@ class Scenarios:
                 sentence(read, "nobody/nothing", "main"), sentence(read, THINKING, "0" * 40)]  # fmt: skip
 
     def busy_then_well(self):
-        self.hub.faults += [Fault(WEIGHTS, "busy", 2, after=0), Fault(f"*{QWEN}*config.json", "busy", 1, after=0)]
+        self.hub.faults += [Fault(WEIGHTS, "busy", 2, after=7), Fault(f"*{QWEN}*config.json", "busy", 1, after=3)]
         name = self.notebooks["01"]["check_model"](QWEN, self.models[QWEN])[0]
-        return [name, self.weights(), self.statuses(429)]
+        return [name, self.weights(), self.statuses(429), self.long_waits()]
 
     def down_then_well(self):
-        self.hub.faults += [Fault(f"*/{QWEN}/*model.safetensors", "down", 2)]
-        return [self.weights(), self.statuses(503)]
+        self.hub.faults.append(Fault(f"*/{QWEN}/*model.safetensors", "down", 3))
+        return [self.weights(), self.statuses(503), self.long_waits()]
 
     def down_for_good(self):
-        self.hub.faults.append(Fault("*", "down", 10**6, after=0))
+        self.hub.faults.append(Fault("*", "down", 10**6))
         first, second = self.notebooks["01"], self.notebooks["02"]
         place = stand_in_hub.parameters("02")["SOURCES"]["mawps"]
         return [sentence(first["check_model"], QWEN, self.models[QWEN]), sentence(second["read_source"], "m", *place)]
 
     def busy_for_good(self):
-        self.hub.faults.append(Fault(f"*{THINKING}*", "busy", 10**6, after=0))
+        self.hub.faults.append(Fault(f"*{THINKING}*", "busy", 10**6))
         return sentence(self.notebooks["01"]["read_rows"], THINKING, self.datasets[THINKING])
 
     def cut_then_well(self):
@@ -249,26 +249,41 @@ class Scenarios:
         self.hub.faults.append(Fault("*", "missing", 10**6))
         return [local, asked, self.verify(QWEN, self.models[QWEN])]
 
+    def long_waits(self):
+        """Return the seconds, one or more, that somebody asked to sleep."""
+        return [seconds for seconds in self.waits if seconds >= 1]
+
     def statuses(self, status, method="", beginning="/"):
         """Return how many requests of a kind were answered with this status."""
         return sum(kind.startswith(method) and path.startswith(beginning) and answer == status
                    for kind, path, answer in self.hub.requests)  # fmt: skip
 
 
+HELPERS = ("digest", "weights", "verify", "statuses", "long_waits")
+
+
 def main(folder):
-    """Run all scenarios; print what came of them."""
+    """Run all scenarios, without sleeping through their waits; print what came of them."""
+    sleep = time.sleep
     with Hub(folder, stand_in_hub.all_revisions()) as hub, tempfile.TemporaryDirectory() as cache:
         environment = {**hub.environment(Path(cache)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         os.environ.clear()
         os.environ.update(environment)
         scenarios, results = Scenarios(hub, Path(cache)), {}
+
+        def remember(seconds):
+            scenarios.waits.append(seconds)
+            sleep(min(seconds, 0.01))
+
+        time.sleep = remember
         for name, method in vars(Scenarios).items():
-            if name.startswith("_") or name in ("digest", "weights", "verify", "statuses"):
+            if name.startswith("_") or name in HELPERS:
                 continue
             for path in Path(cache).iterdir():
                 shutil.rmtree(path)
             hub.faults.clear()
             hub.requests.clear()
+            scenarios.waits.clear()
             started = time.monotonic()
             try:
                 results[name] = method(scenarios)

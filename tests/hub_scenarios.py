@@ -34,22 +34,25 @@ VERIFY_DOWNLOAD = '''
 def verify_download(repo, revision, repo_type="model"):
     """Fetch a Hub repository's files and compare them with the Hub's hashes; NotebookError names a damaged one.
 
-    A local folder is left alone. Where the Hub does not answer, nothing is compared: what loads next says why.
+    A local file or folder is left alone. Where the Hub's listing cannot be had (offline), nothing is compared.
     """
     if (ROOT / repo).exists():
         return
     subfolders = ["*/*"] if repo_type == "model" else None  # the same weights for other programs
     try:
         snapshot_download(repo, revision=revision, repo_type=repo_type, ignore_patterns=subfolders)
+    except Exception as error:
+        raise NotebookError(f"{repo} (revision {revision}) could not be downloaded: {type(error).__name__}: "
+                            f"{str(error).strip().split(chr(10))[0]} Check the network and `hf auth login`, "
+                            "then run again; files that are whole are kept.") from None
+    try:
         report = HfApi().verify_repo_checksums(repo, revision=revision, repo_type=repo_type)
     except Exception as error:
-        print(f"{repo}: not compared with the Hub's hashes ({type(error).__name__}).")
-        return
+        return print(f"{repo}: not compared with the Hub's hashes ({type(error).__name__})")
     for found in report.mismatches[:1]:
-        damaged = (report.verified_path / found["path"]).resolve()
-        raise NotebookError(
-            f"{repo}: the downloaded file {found['path']} is damaged, its {found['algorithm']} is not the Hub's. "
-            f"Delete {damaged.relative_to(Path(HF_HUB_CACHE).resolve())} below {HF_HUB_CACHE} and run again.")
+        damaged = (report.verified_path / found["path"]).resolve().relative_to(Path(HF_HUB_CACHE).resolve())
+        raise NotebookError(f"{repo}: the downloaded file {found['path']} is damaged, its {found['algorithm']} is "
+                            f"not the Hub's. Delete {damaged} below {HF_HUB_CACHE} and run again.")
     print(f"{repo}: {report.checked_count} files are those of the Hub, by their hashes")
 '''
 
@@ -150,6 +153,13 @@ class Scenarios:
                           [sibling.rfilename for sibling in info.siblings if sibling.lfs]]  # fmt: skip
         return seen
 
+    def relatives_load(self):
+        from transformers import AutoConfig
+
+        names = {other for name in self.models for other in stand_in_hub.relatives(name)}
+        configurations = {name: AutoConfig.from_pretrained(name.lower()) for name in names}
+        return {name: hasattr(config, "quantization_config") for name, config in configurations.items()}
+
     def nothing_of_that_name(self):
         from huggingface_hub import HfApi, hf_hub_download
 
@@ -180,8 +190,9 @@ class Scenarios:
         return [sentence(first["check_model"], QWEN, self.models[QWEN]), sentence(second["read_source"], "m", *place)]
 
     def busy_for_good(self):
-        self.hub.faults.append(Fault(f"*{THINKING}*", "busy", 10**6))
-        return sentence(self.notebooks["01"]["read_rows"], THINKING, self.datasets[THINKING])
+        self.hub.faults.append(Fault("*", "busy", 10**6))
+        return [sentence(self.notebooks["01"]["check_model"], QWEN, self.models[QWEN]),
+                sentence(self.notebooks["01"]["read_rows"], THINKING, self.datasets[THINKING])]  # fmt: skip
 
     def cut_then_well(self):
         self.hub.faults.append(Fault(f"*{GPT_OSS}*model.safetensors", "cut", 2, share=0.9))
@@ -192,8 +203,9 @@ class Scenarios:
         verdict = error_of(self.weights)
         whole = [path for path in self.cache.rglob("*") if path.is_file() and "blobs" in path.parts
                  and path.suffix != ".incomplete"]  # fmt: skip
+        told = self.verify(QWEN, self.models[QWEN])
         self.hub.faults.clear()
-        return [verdict, len(whole), self.weights()]
+        return [verdict, len(whole), told, self.weights()]
 
     def cut_in_a_data_set(self):
         self.hub.faults.append(Fault(f"*{GSM8K}*socratic/train*", "cut", 10**6))
@@ -245,9 +257,16 @@ class Scenarios:
     def nothing_to_verify(self):
         before = len(self.hub.requests)
         local = self.verify("outputs", "main")
-        asked = len(self.hub.requests) - before
-        self.hub.faults.append(Fault("*", "missing", 10**6))
-        return [local, asked, self.verify(QWEN, self.models[QWEN])]
+        return [local, len(self.hub.requests) - before]
+
+    def verify_without_a_listing(self):
+        self.verify(QWEN, self.models[QWEN])
+        self.hub.faults.append(Fault("/api/*/tree/*", "missing", 10**6))
+        return self.verify(QWEN, self.models[QWEN])
+
+    def verify_what_is_gated(self):
+        self.hub.faults.append(Fault(f"*{GEMMA}/resolve*", "gated", 10**6))
+        return self.verify(GEMMA, self.models[GEMMA])
 
     def long_waits(self):
         """Return the seconds, one or more, that somebody asked to sleep."""

@@ -96,6 +96,16 @@ def run(hub, tmp_path_factory):
             shutil.rmtree(path)
 
 
+def test_the_watch_sees_who_looks_outside(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    (tmp_path / "outside.txt").touch()
+    look = "import socket\ntry: socket.create_connection(('nowhere.invalid', 80), 1)\nexcept OSError: pass\n"
+    look += "try: socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError: pass"
+    environment = {"PYTHONPATH": str(tmp_path), "OUTSIDE": str(tmp_path / "outside.txt")}
+    subprocess.run([sys.executable, "-c", look], env=environment, check=True)
+    assert (tmp_path / "outside.txt").read_text() == "socket.getaddrinfo nowhere.invalid\n"
+
+
 PARITY = {
     "01": {"untrained_adapter_changes_nothing", "disabled_adapter_is_the_base", "merged_within_tolerance",
            "reloaded_adapter_same_text"},

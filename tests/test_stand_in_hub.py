@@ -46,6 +46,9 @@ def test_ids_and_revisions_are_the_notebooks():
     assert all(len(revision) == 40 and int(revision, 16) for revision in pinned.values())
     served = stand_in_hub.all_revisions()
     assert served["models/unsloth/gpt-oss-20b"] != served[f"models/{GPT_OSS}"]
+    assert stand_in_hub.relatives(GPT_OSS) == {"unsloth/gpt-oss-20b": False}
+    assert stand_in_hub.relatives(QWEN) == {f"{QWEN}-unsloth-bnb-4bit": True}
+    assert stand_in_hub.relatives(GEMMA) == {"unsloth/gemma-2-9b-it": False, "unsloth/gemma-2-9b-it-bnb-4bit": True}
 
 
 def test_all_data_sets_load_with_their_configurations_and_splits(came):
@@ -74,6 +77,9 @@ def test_models_arrive_byte_for_byte_at_their_revisions(came):
         assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
         assert big == ["model.safetensors"]
     assert kinds == {GPT_OSS: "gpt_oss", QWEN: "qwen3", GEMMA: "gemma2"}
+    assert came["relatives_load"] == {
+        "unsloth/gpt-oss-20b": False, f"{QWEN}-unsloth-bnb-4bit": True, "unsloth/gemma-2-9b-it": False,
+        "unsloth/gemma-2-9b-it-bnb-4bit": True}  # fmt: skip
 
 
 def test_what_does_not_exist_raises_the_hubs_own_errors(came):
@@ -100,7 +106,9 @@ def test_a_hub_that_stays_busy_or_down_ends_in_a_sentence(came):
     model, data = came["down_for_good"]
     is_one_sentence(model, QWEN, "couldn't connect", "Check the network")
     is_one_sentence(data, "mwpt5/MAWPS", "Check the network", "SOURCES")
-    is_one_sentence(came["busy_for_good"], THINKING, "Please check your connection", "set DATASET")
+    model, data = came["busy_for_good"]
+    is_one_sentence(model, QWEN, "Check the network")
+    is_one_sentence(data, THINKING, "Please check your connection", "set DATASET")
 
 
 def test_a_download_that_was_cut_is_resumed_and_whole(came):
@@ -109,8 +117,9 @@ def test_a_download_that_was_cut_is_resumed_and_whole(came):
 
 
 def test_what_is_always_cut_is_never_taken_for_whole(came):
-    verdict, whole_files, later = came["cut_for_good"]
+    verdict, whole_files, told, later = came["cut_for_good"]
     assert verdict == "RemoteProtocolError" and whole_files == 0 and later
+    is_one_sentence(told, QWEN, "could not be downloaded", "peer closed connection", "run again")
     data, rows_later = came["cut_in_a_data_set"]
     is_one_sentence(data, GSM8K, "socratic", "peer closed connection", "Check the network")
     assert rows_later == 320
@@ -143,9 +152,11 @@ def test_wrong_bytes_pass_the_library_and_are_found_by_their_hash(came):
     assert then == "no error: None" and rows == 320
 
 
-def test_a_local_folder_is_not_verified_and_a_silent_hub_stops_nobody(came):
-    local, requests, unreachable = came["nothing_to_verify"]
-    assert local == "no error: None" and requests == 0 and unreachable == "no error: None"
+def test_what_is_not_verified(came):
+    """A local folder asks nothing of the Hub; without the listing nobody is stopped; what is gated, is said."""
+    assert came["nothing_to_verify"] == ["no error: None", 0]
+    assert came["verify_without_a_listing"] == "no error: None"
+    is_one_sentence(came["verify_what_is_gated"], GEMMA, "GatedRepoError", "hf auth login")
 
 
 def test_the_command_gives_its_environment_and_passes_the_exit_status_on(tmp_path):

@@ -26,9 +26,11 @@ import ast
 import fnmatch
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -78,20 +80,27 @@ def pinned_datasets():
     return pinned | {name: fourth["DATASET_REVISION"] for name, _ in fourth["DATASET"].values()}
 
 
-def revision_of_twin(name):
-    """Return the commit that a repository has here which no notebook pins."""
-    return hashlib.sha1(name.encode()).hexdigest()
+@functools.cache
+def relatives(name):
+    """Return {id: whether it is in 4 bits} of the repositories that Unsloth may take in a model's place.
+
+    The 16-bit twin of a pre-quantised one is what a merge asks for. The others stand in the table of Unsloth's loader
+    for GPUs, which uses them unless it is told to take the name as it is.
+    """
+    table = Path(importlib.util.find_spec("unsloth").origin).parent / "models" / "mapper.py"
+    mapper, low = runpy.run_path(str(table)), name.lower()
+    found = {mapper["FLOAT_TO_INT_MAPPER"].get(low): True, mapper["MAP_TO_UNSLOTH_16bit"].get(low): False,
+             PREQUANTISED.sub("", name): False}  # fmt: skip
+    return {other: in_4bit for other, in_4bit in found.items() if other not in (None, name)}
 
 
 def all_revisions():
-    """Return {"models/owner/name" or "datasets/owner/name": revision} of all that can be served."""
-    models, revisions = pinned_models(), {}
-    for name, revision in models.items():
-        revisions[f"models/{name}"] = revision
-        twin = PREQUANTISED.sub("", name)
-        if twin not in models:
-            revisions[f"models/{twin}"] = revision_of_twin(twin)
-    return revisions | {f"datasets/{name}": revision for name, revision in pinned_datasets().items()}
+    """Return {"models/owner/name" or "datasets/owner/name": commit} of all that can be served."""
+    commits = {f"models/{name}": revision for name, revision in pinned_models().items()}
+    for name in pinned_models():
+        for other in relatives(name):  # no notebook pins these: any commit will do
+            commits.setdefault(f"models/{other}", hashlib.sha1(other.encode()).hexdigest())
+    return commits | {f"datasets/{name}": revision for name, revision in pinned_datasets().items()}
 
 
 # What is served
@@ -130,16 +139,21 @@ def write_prequantised(source, folder):
             shutil.copy(path, folder)
 
 
+def copy_model(source, folder):
+    """Make a second name of a model, without a second copy of its bytes."""
+    shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=os.link)
+
+
 def build_models(root, tiny, shapes=None):
-    """Write the models of these shapes (all for None) below root/models, with their 16-bit twins."""
+    """Write the models of these shapes (all for None) below root/models, and what Unsloth may take in their place."""
     for name in pinned_models():
-        shape, twin = shape_of(name), PREQUANTISED.sub("", name)
+        shape, plain = shape_of(name), root / "models" / PREQUANTISED.sub("", name)
         if shapes is not None and shape not in shapes:
             continue
-        plain = root / "models" / twin
         build_once(plain, functools.partial(make_model, shape, tiny=tiny))
-        if twin != name:
-            build_once(root / "models" / name, functools.partial(write_prequantised, plain))
+        for other, in_4bit in {name: bool(PREQUANTISED.search(name)), **relatives(name)}.items():
+            write = write_prequantised if in_4bit else copy_model
+            build_once(root / "models" / other, functools.partial(write, plain))
 
 
 def read_rows(name):
@@ -305,6 +319,7 @@ class Hub:
 
     def __enter__(self):
         self.lock = threading.Lock()
+        self.names = {name.lower(): name for name in self.revisions}  # the Hub takes an id in any case
         handler = type("Answers", (Answers,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -398,7 +413,8 @@ class Answers(BaseHTTPRequestHandler):
 
     def repository(self, kind, name, revision=None):
         """Return (folder, commit) of a repository; refuse if it, or the revision, does not exist."""
-        folder, commit = self.hub.folder / kind / name, self.hub.revisions.get(f"{kind}/{name}")
+        known = self.hub.names.get(f"{kind}/{name}".lower(), "")
+        folder, commit = self.hub.folder / known, self.hub.revisions.get(known)
         if commit is None or not folder.is_dir():
             if "Authorization" in self.headers:
                 raise Refusal(404, "RepoNotFound", "Repository not found")

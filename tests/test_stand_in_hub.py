@@ -3,6 +3,8 @@
 The libraries read the Hub's address when they are imported, so one child process (hub_scenarios.py) runs all scenarios.
 """
 
+import hashlib
+import http.client
 import json
 import subprocess
 import sys
@@ -49,6 +51,75 @@ def test_ids_and_revisions_are_the_notebooks():
     assert stand_in_hub.relatives(GPT_OSS) == {"unsloth/gpt-oss-20b": False}
     assert stand_in_hub.relatives(QWEN) == {f"{QWEN}-unsloth-bnb-4bit": True}
     assert stand_in_hub.relatives(GEMMA) == {"unsloth/gemma-2-9b-it": False, "unsloth/gemma-2-9b-it-bnb-4bit": True}
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """A Hub with one small repository; return (what sends it a request, the Hub)."""
+    folder = tmp_path / "served" / "models" / "me" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"a": 1}')
+    (folder / "model.safetensors").write_bytes(bytes(range(100)))
+    (tmp_path / "secret.txt").write_text("secret")
+    with stand_in_hub.Hub(tmp_path / "served", {"models/me/mine": "c" * 40}) as hub:
+
+        def send(method, path, **headers):
+            connection = http.client.HTTPConnection(hub.url.removeprefix("http://"), timeout=10)
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            body = response.read()
+            connection.close()
+            return response.status, dict(response.headers), body
+
+        yield send, hub
+
+
+def test_a_small_file_has_git_s_hash_and_a_big_one_its_sha256(ask):
+    send, hub = ask
+    status, headers, body = send("HEAD", "/me/mine/resolve/main/config.json")
+    path = hub.folder / "models" / "me" / "mine" / "config.json"
+    git = subprocess.run(["git", "hash-object", str(path)], capture_output=True, text=True).stdout.strip()
+    assert (status, headers["ETag"], headers["X-Repo-Commit"], body) == (200, f'"{git}"', "c" * 40, b"")
+    status, headers, _ = send("HEAD", "/me/mine/resolve/main/model.safetensors")
+    digest = hashlib.sha256(bytes(range(100))).hexdigest()
+    assert status == 302 and headers["Location"].startswith(hub.url)
+    assert (headers["X-Linked-ETag"], headers["X-Linked-Size"]) == (f'"{digest}"', "100")
+    tree = json.loads(send("GET", "/api/models/me/mine/tree/main?recursive=true")[2])
+    assert [(entry["path"], entry.get("lfs", {}).get("oid")) for entry in tree] == [
+        ("config.json", None), ("model.safetensors", digest)]  # fmt: skip
+
+
+def test_ranges_and_what_lies_outside(ask):
+    send, _ = ask
+    place = "/big-files/models/me/mine/resolve/main/model.safetensors"
+    status, headers, body = send("GET", place, Range="bytes=97-")
+    assert (status, headers["Content-Range"], body) == (206, "bytes 97-99/100", bytes([97, 98, 99]))
+    assert send("GET", place, Range="bytes=100-")[0] == 416
+    for path in ("../../../../secret.txt", "..%2F..%2F..%2F..%2Fsecret.txt"):
+        status, headers, body = send("GET", f"/me/mine/resolve/main/{path}")
+        assert status == 404 and headers["X-Error-Code"] == "EntryNotFound" and b"secret" not in body
+
+
+def test_refusals_on_the_wire(ask):
+    send, hub = ask
+    path = "/me/mine/resolve/main/config.json"
+    hub.faults += [stand_in_hub.Fault("*config.json", kind, after=9) for kind in ("busy", "down", "gated", "missing")]
+    answers = [send("GET", path) for _ in range(5)]
+    assert [status for status, _, _ in answers] == [429, 503, 401, 404, 200]
+    assert answers[0][1]["Retry-After"] == "9" and answers[0][1]["RateLimit"].endswith("r=0;t=9")
+    assert [answer[1].get("X-Error-Code") for answer in answers[2:4]] == ["GatedRepo", "RepoNotFound"]
+    assert send("GET", "/me/mine/resolve/abc/config.json")[1]["X-Error-Code"] == "RevisionNotFound"
+    assert [status for _, _, status in hub.requests] == [429, 503, 401, 404, 200, 404]
+
+
+def test_the_prequantised_model_is_in_nf4_but_for_its_experts(stand_in_root):
+    from safetensors import safe_open
+
+    with safe_open(stand_in_root / "models" / GPT_OSS / "model.safetensors", "pt") as weights:
+        attention = "model.layers.0.self_attn.q_proj.weight"
+        assert weights.get_slice(attention).get_dtype() == "U8"
+        assert f"{attention}.quant_state.bitsandbytes__nf4" in weights.keys()
+        assert weights.get_slice("model.layers.0.mlp.experts.gate_up_proj").get_dtype() == "BF16"
 
 
 def test_all_data_sets_load_with_their_configurations_and_splits(came):

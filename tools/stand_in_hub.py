@@ -16,9 +16,12 @@ shape (--full, tens of gigabytes). `main` and the pinned revision are the same c
 
 The pre-quantised gpt-oss is so only in part. Upstream's repository stores every expert as an NF4 linear layer of its
 own (`experts.gate_up_projs.N`), which only Unsloth's classes for a GPU can read; on a CPU, Unsloth loads transformers'
-own class, whose experts are fused tensors, and upstream's experts would be left at random there. So that one repository
-loads on both, ours holds NF4 attention (with bitsandbytes' quantisation state, as upstream) and fused experts in
-16 bits. Its 16-bit twin, which a merge asks for, holds the weights that it was quantised from.
+own class, whose experts are fused tensors of other names. Ours holds NF4 attention, with bitsandbytes' quantisation
+state as upstream, and fused experts in 16 bits. That loads on a CPU; Unsloth's GPU loader looks for fused experts and
+takes its own road for them (read in its source, not run). The 16-bit twin of that repository, which a merge asks for,
+holds the weights that it was quantised from.
+
+Repositories that no notebook names, but that Unsloth may ask for in their place, are served too (`relatives`).
 """
 
 import argparse
@@ -192,7 +195,7 @@ def write_thinking(folder):
 
 
 def write_emoji(folder):
-    """Write DPO-zh-en-emoji: JSONL files beside each other; the notebook names one of them."""
+    """Write DPO-zh-en-emoji: the one JSONL file, of those side by side upstream, that the notebook names."""
     write_jsonl(folder / parameters("02")["SOURCES"]["emoji"][2], read_rows("emoji_chat.jsonl"))
     (folder / "README.md").write_text("Served by the stand-in Hub.\n")
 

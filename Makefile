@@ -31,6 +31,6 @@ lock: setup ## renew requirements.lock.txt from requirements.txt
 	@$(PYTHON_HERE) tools/lock.py
 
 clean: ## remove the environment, and what the tools made in outputs/; adapters and run cards stay
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."

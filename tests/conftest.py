@@ -141,6 +141,15 @@ def tokenizers():
     return loaded
 
 
+@pytest.fixture(scope="session")
+def stand_in_root():
+    """The folder that the stand-in Hub serves, with tiny models; kept, since it takes half a minute to fill."""
+    build = "import pathlib, sys; sys.path.insert(0, 'tools'); import stand_in_hub; "
+    build += "print(stand_in_hub.prepare(pathlib.Path('outputs/stand-in-hub')))"
+    built = subprocess.run([sys.executable, "-c", build], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True)
+    return Path(built.stdout.splitlines()[-1])
+
+
 def rehearse(number):
     """Run one notebook as `make run` does; return (finished process, run card, executed notebook)."""
     command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), number]

@@ -252,7 +252,10 @@ def main():
         versions = {
             name: importlib.metadata.version(name) for name in ("unsloth", "torch", "transformers", "peft", "trl")
         }
-        report = {"device": device, "versions": versions, "steps": STEPS, "planned": len(jobs()), "made": len(records),
+        for record in records[len(earlier) :]:
+            record["device"] = device
+        devices = sorted({record.get("device", device) for record in records})
+        report = {"device": " and ".join(devices), "versions": versions, "steps": STEPS, "planned": len(jobs()), "made": len(records),
                   "workers_failed": sum(map(bool, failed)), "runs": records}  # fmt: skip
         folder = arguments.output
         folder.mkdir(parents=True, exist_ok=True)

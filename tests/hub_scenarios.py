@@ -29,40 +29,14 @@ GSM8K = "openai/gsm8k"
 THINKING = "HuggingFaceH4/Multilingual-Thinking"
 WEIGHTS = f"*{QWEN}*model.safetensors"
 TOKEN = "hf_of_nobody"
-# What the notebooks are to call once they have it; until then this is its one home.
-VERIFY_DOWNLOAD = '''
-def verify_download(repo, revision, repo_type="model"):
-    """Fetch a Hub repository's files and compare them with the Hub's hashes; NotebookError names a damaged one.
-
-    A local file or folder is left alone. Where the Hub's listing cannot be had (offline), nothing is compared.
-    """
-    if (ROOT / repo).exists():
-        return
-    subfolders = ["*/*"] if repo_type == "model" else None  # the same weights for other programs
-    try:
-        snapshot_download(repo, revision=revision, repo_type=repo_type, ignore_patterns=subfolders)
-    except Exception as error:
-        raise NotebookError(f"{repo} (revision {revision}) could not be downloaded: {type(error).__name__}: "
-                            f"{str(error).strip().split(chr(10))[0]} Check the network and `hf auth login`, "
-                            "then run again; files that are whole are kept.") from None
-    try:
-        report = HfApi().verify_repo_checksums(repo, revision=revision, repo_type=repo_type)
-    except Exception as error:
-        return print(f"{repo}: not compared with the Hub's hashes ({type(error).__name__})")
-    for found in report.mismatches[:1]:
-        damaged = (report.verified_path / found["path"]).resolve().relative_to(Path(HF_HUB_CACHE).resolve())
-        raise NotebookError(f"{repo}: the downloaded file {found['path']} is damaged, its {found['algorithm']} is "
-                            f"not the Hub's. Delete {damaged} below {HF_HUB_CACHE} and run again.")
-    print(f"{repo}: {report.checked_count} files are those of the Hub, by their hashes")
-'''
 
 
 def notebook(number):
     """Return a namespace with a notebook's own road to the Hub, its data and its model."""
     from notebook_code import lift
 
-    names = {"01": ["check_model", "weight_gib", "read_rows"], "02": ["read_source", "read_lines"],
-             "04": ["read_rows"]}[number]  # fmt: skip
+    names = {"01": ["check_model", "weight_gib", "read_rows", "verify_download"], "02": ["read_source", "read_lines", "verify_download"],
+             "04": ["read_rows", "verify_download"]}[number]  # fmt: skip
     path = next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb"))
     heavy = ("unsloth", "trl", "peft", "lingua", "matplotlib", "IPython", "safetensors", "ipywidgets", "emoji")
     space = lift(path, *names, without=heavy)
@@ -106,13 +80,7 @@ class Scenarios:
         return self.digest(path) == self.digest(self.hub.folder / "models" / name / "model.safetensors")
 
     def verify(self, repo, revision, repo_type="model"):
-        import huggingface_hub
-
-        space = {**self.notebooks["01"], "HfApi": huggingface_hub.HfApi, "Path": Path,
-                 "HF_HUB_CACHE": huggingface_hub.constants.HF_HUB_CACHE,
-                 "snapshot_download": huggingface_hub.snapshot_download}  # fmt: skip
-        exec(VERIFY_DOWNLOAD, space)
-        return sentence(space["verify_download"], repo, revision, repo_type)
+        return sentence(self.notebooks["01"]["verify_download"], repo, revision, repo_type)
 
     def datasets_load(self):
         from datasets import load_dataset

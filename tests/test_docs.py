@@ -67,8 +67,10 @@ def test_the_cookbook_table_agrees_with_the_parameters(notebook_01):
     schedule = rows["learning rate, schedule"][0]
     assert f"{full['LEARNING_RATE']:.0e}".replace("e-0", "e-") in schedule
     assert f"`min_lr_rate` {full['MIN_LR_RATE']}" in schedule and f"warmup {full['WARMUP_RATIO']}" in schedule
-    batch = rows["batch × accumulation, epochs, length"][0]
-    assert batch == f"{full['BATCH_SIZE']} × {full['GRADIENT_ACCUMULATION']}, {full['EPOCHS']}, {full['MAX_LENGTH']:,}"
+    theirs, ours = rows["batch × accumulation, epochs, length"][:2]
+    assert theirs == f"4 × 4, {full['EPOCHS']}, {full['MAX_LENGTH']:,}" and full["EFFECTIVE_BATCH"] == 4 * 4
+    assert ours.startswith(f"{full['EFFECTIVE_BATCH']} rows a step") and full["BATCH_SIZE"] == "auto"
+    assert ours.endswith(f"; {full['EPOCHS']}; {full['MAX_LENGTH']:,}")
     assert full["LOAD_IN_4BIT"] is True and "4-bit" in rows["library, weights"][1]
 
 

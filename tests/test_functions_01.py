@@ -340,3 +340,68 @@ def test_a_reply_ends_where_its_turn_ends(notebook_01, tokenizers):
         asked = [[{"role": "user", "content": "Shall we?"}]] * 2
         found = replies["generate_replies"](model, tokenizer, asked, 12)
         assert found == [text + tokenizer.eos_token for text in texts], family
+
+
+# How many rows at a time
+
+
+GIB = 2**30
+
+
+def plan(
+    notebook_01, room, tokens=2048, effective=16, batch="auto", checkpointing="auto", row=7 * GIB, saved=0.2 * GIB
+):
+    """Return what plan_batch chooses where the model takes 3 GiB, and a row `row` bytes or, recomputed, `saved`."""
+    from conftest import lift
+
+    space = lift(notebook_01, "plan_batch")
+    space.update(EFFECTIVE_BATCH=effective, BATCH_SIZE=batch, GRADIENT_CHECKPOINTING=checkpointing)
+    return space["plan_batch"](room, lambda size, way: 3 * GIB + size * (saved if way else row), tokens)
+
+
+@pytest.mark.parametrize(
+    ("room", "plan_of_it"),
+    [
+        (141 * GIB, (16, 1, False)),  # all rows at once
+        (80 * GIB, (8, 2, False)),
+        (24 * GIB, (2, 8, False)),  # two rows of 2,048 tokens are enough to do without
+        (16 * GIB, (16, 1, True)),  # one row fits without checkpointing, and is too little work
+        (4 * GIB, (2, 8, True)),
+        (3.3 * GIB, (1, 16, True)),  # within the last tenth
+    ],
+)
+def test_the_plan_takes_what_the_memory_allows_and_keeps_the_effective_batch(notebook_01, room, plan_of_it):
+    size, accumulation, _ = plan(notebook_01, room)
+    assert plan(notebook_01, room) == plan_of_it and size * accumulation == 16
+
+
+def test_pinned_values_stay_as_they_are(notebook_01):
+    assert plan(notebook_01, 141 * GIB, batch=4, checkpointing=True) == (4, 4, True)
+    assert plan(notebook_01, 141 * GIB, batch=4) == (4, 4, False)
+    assert plan(notebook_01, 8 * GIB, batch=4) == (4, 4, True)
+    assert plan(notebook_01, 1 * GIB, batch=4, checkpointing=False) == (4, 4, False)  # the reader's own risk
+    assert plan(notebook_01, 80 * GIB, checkpointing=False) == (8, 2, False)
+    assert plan(notebook_01, 80 * GIB, effective=6) == (6, 1, False)
+
+
+def test_what_cannot_be_planned_is_a_sentence(notebook_01):
+    for batch in (3, 0, 32, "all", None):
+        with pytest.raises(Exception, match=r"BATCH_SIZE is .*can be \"auto\" or a number that divides"):
+            plan(notebook_01, 80 * GIB, batch=batch)
+    with pytest.raises(Exception, match=r"needs about 3\.2 GiB, and 3\.0 GiB are free\. Lower MAX_LENGTH"):
+        plan(notebook_01, 3 * GIB)
+
+
+def test_layers_of_other_families_keep_more(notebook_01):
+    from types import SimpleNamespace
+
+    from conftest import lift
+
+    layer_bytes = lift(notebook_01, "layer_bytes")["layer_bytes"]
+    plain = {"hidden_size": 8, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    assert layer_bytes(SimpleNamespace(**plain), 100) == 8 * (8 + 8 + 4) + 4 * 32
+    assert layer_bytes(SimpleNamespace(**plain, head_dim=16), 100) == 8 * (8 + 32 + 16) + 4 * 32
+    experts = layer_bytes(SimpleNamespace(**plain, num_experts_per_tok=4), 100)
+    assert experts == 8 * (8 + 8 + 4) + 4 * 17 * 32
+    scores = [layer_bytes(SimpleNamespace(**plain, attn_logit_softcapping=50.0), length) for length in (100, 200)]
+    assert scores[1] - scores[0] == 8 * 2 * 100

@@ -314,7 +314,7 @@ def test_the_report_says_what_the_intervals_allow(nb, changed, setup_04, low, hi
         return {"value": round((low + high) / 2, 4), "n": 60, "low": low, "high": high}
 
     setup_04.setdefault("cards", {})
-    for name in ("best_base", "before", "steps"):
+    for name in ("best_base", "before", "steps", "GRADIENT_ACCUMULATION"):
         setup_04.setdefault(name, None)
     kept = dict(setup_04["CARD"])
     changed(

@@ -17,9 +17,8 @@ shape (--full, tens of gigabytes). `main` and the pinned revision are the same c
 The pre-quantised gpt-oss is so only in part. Upstream's repository stores every expert as an NF4 linear layer of its
 own (`experts.gate_up_projs.N`), which only Unsloth's classes for a GPU can read; on a CPU, Unsloth loads transformers'
 own class, whose experts are fused tensors of other names. Ours holds NF4 attention, with bitsandbytes' quantisation
-state as upstream, and fused experts in 16 bits. That loads on a CPU; Unsloth's GPU loader looks for fused experts and
-takes its own road for them (read in its source, not run). The 16-bit twin of that repository, which a merge asks for,
-holds the weights that it was quantised from.
+state as upstream, and fused experts in 16 bits, which loads on a CPU. At full shape on a GPU (--full) it has upstream's
+layout. The 16-bit twin of that repository, which a merge asks for, holds the weights that it was quantised from.
 
 Repositories that no notebook names, but that Unsloth may ask for in their place, are served too (`relatives`).
 """
@@ -46,7 +45,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
 from notebook_code import code_cells  # noqa: E402
-from random_models import SHAPES, make_model  # noqa: E402
+from random_models import SHAPES, make_model, write_split_nf4  # noqa: E402
 
 PREQUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 BIG_SUFFIXES = {".safetensors", ".parquet", ".bin"}  # what the Hub stores beside git, at any size
@@ -147,6 +146,23 @@ def copy_model(source, folder):
     shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=os.link)
 
 
+def write_split(source, folder):
+    """Write the gpt-oss model in `source` in NF4 and in upstream's layout, which takes a GPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    write_split_nf4(
+        AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map="cuda"), folder, source
+    )
+
+
+def has_gpu():
+    """Return whether PyTorch sees a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def build_models(root, tiny, shapes=None):
     """Write the models of these shapes (all for None) below root/models, and what Unsloth may take in their place."""
     for name in pinned_models():
@@ -155,7 +171,8 @@ def build_models(root, tiny, shapes=None):
             continue
         build_once(plain, functools.partial(make_model, shape, tiny=tiny))
         for other, in_4bit in {name: bool(PREQUANTISED.search(name)), **relatives(name)}.items():
-            write = write_prequantised if in_4bit else copy_model
+            split = in_4bit and "gpt-oss" in name and not tiny and has_gpu()
+            write = write_split if split else write_prequantised if in_4bit else copy_model
             build_once(root / "models" / other, functools.partial(write, plain))
 
 

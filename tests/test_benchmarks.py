@@ -151,9 +151,12 @@ def test_the_training_benchmark_makes_its_steps(tmp_path):
     command += ["--recipes", "PEFT, bf16", "NF4, packed", "--output", tmp_path]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
-    plain, packed = json.loads((tmp_path / "train_step-tiny.json").read_text())["results"]
+    record = json.loads((tmp_path / "train_step-tiny.json").read_text())
+    plain, packed, without_checkpointing = record["results"]
+    assert without_checkpointing["trained"] == packed["trained"]  # one load serves both
+    assert [entry["length"] for entry in record["memory"]] == [64, 128]
     assert finished.returncode == 1 and "needs a GPU" in plain["error"], finished.stderr[-2000:]
     assert packed["trained"] > 0 and packed["useful"] <= packed["parameters"]
     assert packed["even"]["padding"] == 0 and packed["even"]["tokens_per_s"] > 0
     assert 0 < packed["real"]["supervised_tokens_per_s"] < packed["real"]["nonpadding_tokens_per_s"]
-    assert all(one["recipe"] in finished.stdout for one in (plain, packed))
+    assert all(one["recipe"] in finished.stdout for one in record["results"])

@@ -15,11 +15,11 @@ setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (a
 run: setup ## run every notebook headless; NOTEBOOK=01 for one, PROFILE=full for the real models
 	@$(PYTHON_HERE) tools/run_notebooks.py $(NOTEBOOK)
 
-test: setup ## all tests, the notebooks' rehearsals included
+test: setup ## all tests, the notebooks' rehearsals included (short ones where the processor has no bfloat16)
 	@$(PYTHON_HERE) -m pytest tests
 
-test-long: setup ## the tests that take longer: killed set-ups, killed training, a tiny MoE model
-	@$(PYTHON_HERE) -m pytest tests -m long
+test-long: setup ## the tests that take longer: whole rehearsals, killed set-ups and training, the full profile
+	@REHEARSALS=whole $(PYTHON_HERE) -m pytest tests -m "long or whole"
 
 lab: setup ## JupyterLab in this environment
 	@.finetuning/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/NoteBooks

@@ -87,7 +87,8 @@ def run(nb, name, rate, seed):
     started = time.perf_counter()
     training, validation = nb["rows_in_order"]
     steps = STEPS * 2 // batch
-    nb.update(LORA_RANK=rank, TARGET_MODULES=layers, SEED=seed, BATCH_SIZE=batch, MAX_STEPS=steps, steps=steps,
+    nb.update(LORA_RANK=rank, TARGET_MODULES=layers, SEED=seed, BATCH_SIZE=batch, GRADIENT_ACCUMULATION=1,
+              MAX_STEPS=steps, steps=steps,
               LEARNING_RATE={method: rate},
               labelled={"main": [nb["like_lengths_together"](training, batch, seed), validation]})  # fmt: skip
     load = nb["FastLanguageModel"].from_pretrained

@@ -453,22 +453,34 @@ def table_of(report):
     """Return the Markdown table of a report."""
     lines = [f"{report['device']}, bf16 matrix product {report['tflops'] or 0:,.0f} TFLOP/s, "
              + ", ".join(f"{name} {version}" for name, version in report["versions"].items()), "",
-             f"| model, recipe | batch × accumulation | tokens/s at {report['length']:,} | share of the matrix rate | "
-             "peak GiB | supervised tokens/s, samples' lengths | padding | J per 1,000 tokens |",
-             "| --- | --- | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
+             f"| model, recipe | batch of {report['length']:,} | tokens/s | share of the matrix rate | peak GiB | "
+             "J per 1,000 tokens | samples' lengths: batch × accumulation | supervised tokens/s | padding |",
+             "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for entry in report["results"]:
         even, real = entry.get("even", entry), entry.get("real", {})
         if "error" in even or "error" in real:
-            said = (even | real)["error"]
-            lines.append(f"| {entry['model']}, {entry['recipe']} | – | failed: {said[:120]} | | | | | |")
+            said = (even | real)["error"].split(". ")[0]
+            lines.append(f"| {entry['model']}, {entry['recipe']} | – | failed: {said} | | | | | | |")
             continue
         share = 4 * entry["useful"] * even["median_tokens_per_s"] / 1e12 / (report["tflops"] or float("inf"))
         lines.append(
-            f"| {entry['model']}, {entry['recipe']} | {real['batch'][0]} × {real['batch'][1]} | "
-            f"{even['median_tokens_per_s']:,.0f} | {share:.0%} | {even['peak_bytes'] / 2**30:.1f} | "
-            f"{real['supervised_tokens_per_s']:,.0f} | {real['padding']:.1%} | "
-            f"{even.get('joules_per_1000_tokens') or 0:,.0f} |")  # fmt: skip
+            f"| {entry['model']}, {entry['recipe']} | {even['batch'][0]} | {even['median_tokens_per_s']:,.0f} | "
+            f"{share:.0%} | {even['peak_bytes'] / 2**30:.1f} | {even.get('joules_per_1000_tokens') or 0:,.0f} | "
+            f"{real['batch'][0]} × {real['batch'][1]} | {real['supervised_tokens_per_s']:,.0f} | "
+            f"{real['padding']:.1%} |")  # fmt: skip
     return "\n".join(lines)
+
+
+def memory_table_of(report):
+    """Return the Markdown table of the steps that were taken for the peak memory; nothing where none was."""
+    lines = ["| model, loaded in | batch × length | checkpointing | peak GiB | tokens/s |",
+             "| --- | --: | --- | --: | --: |"]  # fmt: skip
+    for entry in report["memory"]:
+        if "peak_bytes" in entry:
+            lines.append(f"| {entry['model']}, {entry['loaded']} | {entry['batch'][0]} × {entry['length']:,} | "
+                         f"{'on' if entry['checkpointing'] else 'off'} | {entry['peak_bytes'] / 2**30:.1f} | "
+                         f"{entry['median_tokens_per_s']:,.0f} |")  # fmt: skip
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def chosen_recipes(model, parts):
@@ -532,7 +544,7 @@ def main():
                 shutil.rmtree(made, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(table_of(report))
+    print(f"{table_of(report)}\n\n{memory_table_of(report)}")
     return 1 if any("error" in (entry | entry.get("even", {}) | entry.get("real", {}))
                     for entry in report["results"]) else 0  # fmt: skip
 

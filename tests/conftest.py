@@ -19,6 +19,38 @@ NOTEBOOKS = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PROFILE"] = "rehearsal"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+SHORT = {  # number of the notebook: what makes a rehearsal run every cell, check every parity, and learn little
+    "01": {"MAX_STEPS": 6, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 24},
+    "02": {
+        "MAX_STEPS": 6,
+        "PROBE_STEPS": 3,
+        "LIMIT": 6,
+        "MAX_NEW_TOKENS": {"emoji": 24, "cmath": 8, "mawps": 8, "json_only": 24, "tool_calls": 8, "language": 12},
+    },
+    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 24},
+    "04": {"MAX_STEPS": 6, "LIMIT": 12, "MAX_NEW_TOKENS": 24},
+}
+
+
+def rehearsals():
+    """Return "whole" or "short": what REHEARSALS says, else short where the processor has no bfloat16.
+
+    Such a processor computes in 32 bits and needs three times as long: four whole rehearsals take over an hour.
+    """
+    chosen = os.environ.get("REHEARSALS", "")
+    if chosen not in ("", "whole", "short"):
+        raise pytest.UsageError(f'REHEARSALS is "{chosen}"; it can be "whole", "short" or unset.')
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return chosen or ("whole" if set(cpu.split()) & {"amx_bf16", "avx512_bf16", "bf16"} else "short")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what only a whole rehearsal can show where they are short; the committed run card is judged all the same."""
+    if rehearsals() == "short":
+        reason = "short rehearsals (REHEARSALS=short, or no bfloat16): `make test-long` runs whole ones"
+        for item in items:
+            if item.get_closest_marker("whole"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -150,40 +182,52 @@ def stand_in_root():
     return Path(built.stdout.splitlines()[-1])
 
 
-def rehearse(number):
-    """Run one notebook as `make run` does; return (finished process, run card, executed notebook)."""
-    command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), number]
-    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    path = next(path for path in NOTEBOOKS if path.name.startswith(number))
-    executed = PROJECT / "outputs" / "executed" / f"{path.stem}_executed.ipynb"
-    import run_notebooks
-
-    return result, run_notebooks.run_card(executed), nbformat.read(executed, as_version=4)
-
-
-def run_notebook_with(number, tmp_path, **parameters):
-    """Execute a notebook as papermill would, with a cell injected after the tagged one; return (result, executed path)."""
+def notebook_with(number, path, parameters):
+    """Write a copy of one notebook to `path`, with a cell after the tagged one, as papermill would inject it."""
     notebook = nbformat.read(next(path for path in NOTEBOOKS if path.name.startswith(number)), as_version=4)
     index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
     notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
-    path = tmp_path / "with_parameters.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
+
+
+def rehearse(number):
+    """Run one notebook as `make run` does; yield (finished process, run card, executed notebook).
+
+    What a short rehearsal writes is removed in the end: its folder belongs to the reader's own run.
+    """
+    import run_notebooks
+
+    short = run_notebooks.EXECUTED / f"{number}_short.ipynb"
+    stem = next(path.stem for path in NOTEBOOKS if path.name.startswith(number))
+    if rehearsals() == "short":
+        notebook_with(number, short, SHORT[number])
+        stem = short.stem
+    executed = run_notebooks.EXECUTED / f"{stem}_executed.ipynb"
+    command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), str(short) if short.exists() else number]
+    try:
+        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    finally:
+        short.unlink(missing_ok=True)
+    card = run_notebooks.run_card(executed)
+    yield result, card, nbformat.read(executed, as_version=4)
+    if rehearsals() == "short":
+        executed.unlink(missing_ok=True)
+        for path in PROJECT.glob(f"outputs/{number}_*/run_card.json"):
+            if json.loads(path.read_text()) == card:
+                shutil.rmtree(path.parent)
+
+
+def run_notebook_with(number, tmp_path, **parameters):
+    """Execute a notebook with other parameters; return (result, executed path)."""
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
-    command += [
-        "--config",
-        "tools/nbconvert_config.py",
-        "--ExecutePreprocessor.timeout=1800",
-        "--output",
-        "executed.ipynb",
-        str(path),
-    ]
+    command += ["--config", "tools/nbconvert_config.py", "--ExecutePreprocessor.timeout=1800"]
     resources = {"EXECUTED_PARTIAL": str(tmp_path / "executed.ipynb"), "PROFILE": "rehearsal"}
     run_in = PROJECT / "outputs" / "executed"  # a folder below the project, so that the notebook finds its root
     copy = run_in / f".{tmp_path.name}.ipynb"
-    path.replace(copy)
-    command[-1] = str(copy)
-    command += ["--output-dir", str(tmp_path)]
+    notebook_with(number, copy, parameters)
+    command += ["--output", "executed.ipynb", "--output-dir", str(tmp_path), str(copy)]
     try:
         result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, **resources})
     finally:
@@ -193,22 +237,22 @@ def run_notebook_with(number, tmp_path, **parameters):
 
 @pytest.fixture(scope="session")
 def rehearsal_01():
-    return rehearse("01")
+    yield from rehearse("01")
 
 
 @pytest.fixture(scope="session")
 def rehearsal_02():
-    return rehearse("02")
+    yield from rehearse("02")
 
 
 @pytest.fixture(scope="session")
 def rehearsal_03():
-    return rehearse("03")
+    yield from rehearse("03")
 
 
 @pytest.fixture(scope="session")
 def rehearsal_04():
-    return rehearse("04")
+    yield from rehearse("04")
 
 
 @pytest.fixture(scope="session")
@@ -223,6 +267,26 @@ def committed_card():
         raise AssertionError(f"{path.name} carries no run card")
 
     return read
+
+
+def card_of(request, committed_card):
+    """Return a run card of the notebook that the test's module is about: of this run, or the committed one."""
+    if request.param == "this run":
+        return request.getfixturevalue("card")
+    number = request.module.__name__[-2:]
+    return committed_card(next(path for path in NOTEBOOKS if path.name.startswith(number)))
+
+
+@pytest.fixture(params=["this run", "committed"])
+def any_card(request, committed_card):
+    """Two run cards, one after the other: of this rehearsal, whole or short, and the committed one."""
+    return card_of(request, committed_card)
+
+
+@pytest.fixture(params=[pytest.param("this run", marks=pytest.mark.whole), "committed"])
+def whole_card(request, committed_card):
+    """Two run cards of whole rehearsals, for what a model must have learnt: this one and the committed one."""
+    return card_of(request, committed_card)
 
 
 def read_jsonl(name):

@@ -79,8 +79,8 @@ class Scenarios:
         path = hf_hub_download(name, "model.safetensors", revision=self.models[name])
         return self.digest(path) == self.digest(self.hub.folder / "models" / name / "model.safetensors")
 
-    def verify(self, repo, revision, repo_type="model"):
-        return sentence(self.notebooks["01"]["verify_download"], repo, revision, repo_type)
+    def verify(self, repo, revision, parameter="MODEL"):
+        return sentence(self.notebooks["01"]["verify_download"], repo, revision, parameter)
 
     def datasets_load(self):
         from datasets import load_dataset
@@ -216,11 +216,26 @@ class Scenarios:
 
     def wrong_hash_in_a_data_set(self):
         self.hub.faults.append(Fault("*main/train*.parquet", "wrong_hash"))
-        first = self.verify(GSM8K, self.datasets[GSM8K], "dataset")
+        read = self.notebooks["04"]["read_rows"]
+        first = sentence(read, GSM8K, "main")
+        made = [path for path in self.cache.rglob("*.arrow")]
         named = first.split("Delete ")[-1].split(" below ")[0]
         (self.cache / "hub" / named).unlink()
-        return [first, self.verify(GSM8K, self.datasets[GSM8K], "dataset"),
-                len(self.notebooks["04"]["read_rows"](GSM8K, "main")[0])]  # fmt: skip
+        return [first, len(made), len(read(GSM8K, "main")[0])]
+
+    def nothing_said(self):
+        def silent(*_, **__):
+            raise OSError
+
+        space, told = {**self.notebooks["01"]}, []
+        for name in ("check_model", "read_rows"):
+            function = space[name]
+            kept = dict(function.__globals__)
+            function.__globals__.update(AutoConfig=type("A", (), {"from_pretrained": silent}), load_dataset=silent)
+            told.append(sentence(function, QWEN if name == "check_model" else THINKING,
+                                 self.models[QWEN] if name == "check_model" else self.datasets[THINKING]))  # fmt: skip
+            function.__globals__.update(kept)
+        return told
 
     def nothing_to_verify(self):
         before = len(self.hub.requests)

@@ -8,7 +8,7 @@ import sys
 import types
 
 import pytest
-from conftest import PROJECT, lift
+from conftest import NOTEBOOKS, PROJECT, lift
 
 
 def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
@@ -48,6 +48,9 @@ def test_the_tables_are_those_of_the_committed_records():
     lines = [line for path in RECORDS for line in train_step.table_of(json.loads(path.read_text())).splitlines()]
     measured = [line for line in lines if line.startswith(tuple(f"| {model}" for model in train_step.SHAPES))]
     assert len(measured) == 14 and all(line in page for line in measured)
+    grids = [train_step.memory_table_of(json.loads(path.read_text())) for path in RECORDS]
+    points = [line for grid in grids for line in grid.splitlines() if line.startswith("| ")][1:]
+    assert len(points) > 24 and all(line in page for line in points)
 
 
 def test_an_epoch_costs_what_the_speed_says():
@@ -110,6 +113,18 @@ def test_the_rehearsals_table_is_that_of_its_record():
     assert all(f"{ratio:.2f}" in page for ratio in ratios.values())
 
 
+def test_useful_weights_are_those_a_token_meets():
+    """Without the table of embeddings where the head is another, and with four of gpt-oss's 32 experts."""
+    for record in (json.loads(path.read_text()) for path in RECORDS):
+        for entry in record["results"]:
+            sizes, expected = entry["sizes"], entry["parameters"]
+            if entry["model"] == "gpt-oss-20b":
+                experts = 24 * 32 * 2880 * (2 * 2880 + 2880) + 24 * 32 * (2 * 2880 + 2880)
+                assert entry["experts"] == experts
+                expected -= sizes["vocab_size"] * sizes["hidden_size"] + experts * 28 // 32
+            assert entry["useful"] == expected, entry["model"]
+
+
 def test_learning_rates_summary():
     """A diverged run is counted and left out; the best rate by loss is that of the lowest median."""
     sys.path.insert(0, str(PROJECT / "benchmarks"))
@@ -156,7 +171,36 @@ def test_the_training_benchmark_makes_its_steps(tmp_path):
     assert without_checkpointing["trained"] == packed["trained"]  # one load serves both
     assert [entry["length"] for entry in record["memory"]] == [64, 128]
     assert finished.returncode == 1 and "needs a GPU" in plain["error"], finished.stderr[-2000:]
-    assert packed["trained"] > 0 and packed["useful"] <= packed["parameters"]
+    assert packed["trained"] > 0 and packed["useful"] == packed["parameters"]  # the tied table is the output head too
     assert packed["even"]["padding"] == 0 and packed["even"]["tokens_per_s"] > 0
     assert 0 < packed["real"]["supervised_tokens_per_s"] < packed["real"]["nonpadding_tokens_per_s"]
     assert all(one["recipe"] in finished.stdout for one in record["results"])
+
+
+def test_speeds_on_a_cpu_are_those_of_its_record():
+    """Tokens/s in the notebooks' cost tables and minutes in the README come from two sets of run cards."""
+    record = json.loads((PROJECT / "benchmarks" / "results" / "rehearsals_cpu.json").read_text())
+    sources = "".join(path.read_text() for path in NOTEBOOKS)
+    for which, cards in record.items():
+        speed = cards["01"]["tokens_trained"] / cards["01"]["phases"]["train ours"]["seconds"]
+        words = "2 CPU cores with bfloat16" if which == "with bfloat16" else "2 CPU cores without"
+        assert sources.count(f'SmolLM2-135M, {words}\\": {speed:.0f},') == 3
+    minutes = [round(card["phases"]["whole notebook"]["seconds"] / 60) for card in record["with bfloat16"].values()]
+    readme = (PROJECT / "README.md").read_text()
+    assert f"took {minutes[0]}, {minutes[1]}, {minutes[2]} and {minutes[3]} minutes" in readme
+    memory = [f"{one['measured_bytes'] / 2**20:,.0f}" for one in
+              (record["with bfloat16"]["04"]["memory"][method] for method in ("lora", "qlora", "full"))]  # fmt: skip
+    assert f"{memory[0]}, {memory[1]} and {memory[2]} MiB" in readme
+
+
+@pytest.mark.long
+def test_a_run_over_learning_rates_is_notebook_04_s_own(notebook_04):
+    """Two steps of one setting, by the notebook's cells: the rank is the setting's, the loss moved, replies were scored."""
+    code = "import json, sys; sys.path.insert(0, 'benchmarks'); import learning_rates as runs; runs.STEPS = 2; "
+    code += "nb = runs.prepare(); nb['held_out'] = nb['held_out'][:2]; nb['MAX_NEW_TOKENS'] = 4; "
+    code += "print('RECORD', json.dumps(runs.run(nb, 'LoRA, r = 1, all layers', 1e-3, 1)))"
+    finished = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    record = json.loads(next(line for line in finished.stdout.splitlines() if line.startswith("RECORD"))[7:])
+    assert (record["trained"], record["steps"], record["rate"]) == (305280, 2, 1e-3)
+    assert record["loss"] != record["loss_before"] and 0 <= record["exact_match"] <= 1

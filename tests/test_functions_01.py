@@ -388,6 +388,9 @@ def test_what_cannot_be_planned_is_a_sentence(notebook_01):
     for batch in (3, 0, 32, "all", None):
         with pytest.raises(Exception, match=r"BATCH_SIZE is .*can be \"auto\" or a number that divides"):
             plan(notebook_01, 80 * GIB, batch=batch)
+    for effective in (0, -4, "16", None, 2.0):
+        with pytest.raises(Exception, match=r"EFFECTIVE_BATCH is .*must be a number of rows, 1 or more"):
+            plan(notebook_01, 80 * GIB, effective=effective)
     with pytest.raises(Exception, match=r"needs about 3\.2 GiB, and 3\.0 GiB are free\. Lower MAX_LENGTH"):
         plan(notebook_01, 3 * GIB)
 

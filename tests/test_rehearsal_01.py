@@ -1,6 +1,7 @@
-"""One real rehearsal of notebook 01, and what its run card must say."""
+"""One real rehearsal of notebook 01, and what its run card and the committed one must say."""
 
 import json
+import re
 
 import pytest
 from conftest import PROJECT, run_notebook_with
@@ -23,56 +24,56 @@ def test_it_runs_to_the_end_and_reports(rehearsal_01):
     result, card, executed = rehearsal_01
     assert result.returncode == 0, result.stderr[-3000:]
     assert "01 · Teach gpt-oss" in result.stderr and "7 After: did it work?" in result.stderr
-    assert (
-        "reasoning_language_fidelity 2" in result.stdout
-        and "01_gpt_oss_multilingual_thinking_executed.ipynb" in result.stdout
-    )
+    before, after = (value(card, when, "reasoning_language_fidelity") for when in ("before", "after"))
+    assert f"reasoning_language_fidelity {before:.0%} → {after:.0%}" in result.stdout
+    assert re.search(r"outputs/executed/01_\w+_executed\.ipynb", result.stdout)
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
 
 
-def test_the_base_speaks_harmony_and_reasons_in_english(card):
-    assert value(card, "before", "harmony_parsed") >= 0.9
-    assert 0.15 <= value(card, "before", "reasoning_language_fidelity") <= 0.25
-    assert value(card, "prompted", "reasoning_language_fidelity") <= 0.4
+def test_the_base_speaks_harmony_and_reasons_in_english(whole_card):
+    assert value(whole_card, "before", "harmony_parsed") >= 0.9
+    assert 0.2 <= value(whole_card, "before", "reasoning_language_fidelity") <= 0.25
+    assert value(whole_card, "prompted", "reasoning_language_fidelity") <= 0.4
 
 
-def test_the_tuned_model_reasons_in_the_language_asked_for(card):
-    after = card["metrics"]["after"]
+def test_the_tuned_model_reasons_in_the_language_asked_for(whole_card):
+    after = whole_card["metrics"]["after"]
     assert after["harmony_parsed"]["value"] >= 0.9
     assert after["reasoning_language_fidelity"]["value"] >= 0.85
     assert (
-        after["reasoning_language_fidelity"]["low"] > card["metrics"]["before"]["reasoning_language_fidelity"]["high"]
+        after["reasoning_language_fidelity"]["low"]
+        > whole_card["metrics"]["before"]["reasoning_language_fidelity"]["high"]
     )
     assert all(share["n"] == 40 for name, share in after.items() if name.startswith(("harmony", "reasoning_language")))
 
 
-def test_the_mask_decides(card):
-    after = card["metrics"]["after"]
+def test_the_mask_decides(whole_card):
+    after = whole_card["metrics"]["after"]
     assert after["reasoning_supervised"]["value"] == 1.0
     assert after["reasoning_supervised_by_unsloth_detection"]["value"] == 0.0
     with_detection = after["reasoning_language_fidelity_with_unsloth_detection"]
     assert with_detection["high"] < after["reasoning_language_fidelity"]["low"]
 
 
-def test_parity(card):
-    assert card["parity"] == {
+def test_parity(any_card):
+    assert any_card["parity"] == {
         "untrained_adapter_changes_nothing": True,
         "disabled_adapter_is_the_base": True,
         "merged_within_tolerance": True,
         "reloaded_adapter_same_text": True,
     }
-    assert card["trainable_parameters"]["predicted"] == card["trainable_parameters"]["actual"] > 0
+    assert any_card["trainable_parameters"]["predicted"] == any_card["trainable_parameters"]["actual"] > 0
 
 
-def test_the_run_card_has_every_field_of_the_contract(card):
+def test_the_run_card_has_every_field_of_the_contract(any_card):
     for field in ("notebook", "profile", "started", "versions", "device", "seed", "parameters", "model", "dataset", "template_sha256",
                   "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics"):  # fmt: skip
-        assert card[field] not in (None, "", {}), field
-    assert card["markers"] == {"instruction": "<|start|>user<|message|>", "response": "<|start|>assistant"}
-    assert card["rows"]["kept"] > 200 and card["rows"]["dropped"] == {}
-    assert all(phase["peak_bytes"] > 0 for phase in card["phases"].values())
-    for metrics in card["metrics"].values():
+        assert any_card[field] not in (None, "", {}), field
+    assert any_card["markers"] == {"instruction": "<|start|>user<|message|>", "response": "<|start|>assistant"}
+    assert any_card["rows"]["kept"] > 200 and any_card["rows"]["dropped"] == {}
+    assert all(phase["peak_bytes"] > 0 for phase in any_card["phases"].values())
+    for metrics in any_card["metrics"].values():
         for share in metrics.values():
             assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1 and share["n"] > 0
 
@@ -140,11 +141,11 @@ def test_a_mixture_of_experts_runs_to_the_end_with_adapters_on_experts(tmp_path)
     import shutil
 
     import run_notebooks
-    from tiny_models import make_tiny_gpt_oss
+    from random_models import make_model
 
     folder = PROJECT / "outputs" / f".tiny-{tmp_path.name}"
     try:
-        make_tiny_gpt_oss(folder, PROJECT / "outputs" / "rehearsal" / "gpt-oss")
+        make_model("gpt-oss-20b", folder, tiny=True)
         result, executed = run_with(
             tmp_path,
             MODEL=str(folder.relative_to(PROJECT)),
@@ -167,6 +168,6 @@ def test_a_mixture_of_experts_runs_to_the_end_with_adapters_on_experts(tmp_path)
                 shutil.rmtree(output)
     rank = card["parameters"]["LORA_RANK"]
     attention = 2 * rank * ((64 + 64) + (64 + 32) + (64 + 32) + (64 + 64))  # q, k, v, o in two layers
-    experts = 4 * rank * ((64 + 128) + (64 + 64))  # gate_up and down of four experts in one layer
+    experts = 4 * rank * ((64 + 256) + (128 + 64))  # gate_up and down of four experts in one layer
     assert card["trainable_parameters"] == {"predicted": attention + experts, "actual": attention + experts}
     assert all(card["parity"].values())

@@ -1,4 +1,4 @@
-"""One real rehearsal of notebook 03 on the sample books, and what its run card must say."""
+"""One real rehearsal of notebook 03 on the sample books, and what its run card and the committed one must say."""
 
 import json
 
@@ -30,50 +30,59 @@ def test_it_runs_to_the_end_and_reports(rehearsal_03):
     result, card, executed = rehearsal_03
     assert result.returncode == 0, result.stderr[-3000:]
     assert "03 · Write in the voice" in result.stderr and "7 After: did it work?" in result.stderr
-    assert "bits_per_byte 1." in result.stdout
+    before, after = (card["metrics"][when]["bits_per_byte"]["value"] for when in ("before", "after"))
+    assert f"bits_per_byte {before:.3f} → {after:.3f}" in result.stdout
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
 
 
-def test_the_text_is_recovered(card):
-    assert len(card["words_recovered"]) == 2
-    assert all(share >= 0.995 for share in card["words_recovered"].values())
+def test_the_text_is_recovered(any_card):
+    assert len(any_card["words_recovered"]) == 2
+    assert all(share >= 0.995 for share in any_card["words_recovered"].values())
 
 
-def test_bits_per_byte_fall_on_bare_held_out_pages(card):
-    change = card["metrics"]["after"]["bits_per_byte_change"]
-    assert change["value"] <= -0.03 and change["high"] < 0 and change["n"] >= 10
-    assert card["metrics"]["after"]["bits_per_byte"]["value"] < card["metrics"]["prompted"]["bits_per_byte"]["value"]
+def test_bits_per_byte_fall_on_bare_held_out_pages(whole_card):
+    change = whole_card["metrics"]["after"]["bits_per_byte_change"]
+    assert (
+        1 <= whole_card["metrics"]["before"]["bits_per_byte"]["value"] < 2
+        and change["value"] <= -0.03
+        and change["high"] < 0
+        and change["n"] >= 10
+    )
+    assert (
+        whole_card["metrics"]["after"]["bits_per_byte"]["value"]
+        < whole_card["metrics"]["prompted"]["bits_per_byte"]["value"]
+    )
 
 
-def test_the_name_matters_to_the_tuned_model(card):
-    assert card["metrics"]["after"]["bits_per_byte_cost_of_another_name"]["low"] > 0
-    assert card["header_bits"]["tuned"] < 1 < card["header_bits"]["base"]
+def test_the_name_matters_to_the_tuned_model(whole_card):
+    assert whole_card["metrics"]["after"]["bits_per_byte_cost_of_another_name"]["low"] > 0
+    assert whole_card["header_bits"]["tuned"] < 1 < whole_card["header_bits"]["base"]
 
 
-def test_learned_and_neither_memorised_nor_collapsed(card):
-    assert card["verdict"] == {"learned": True, "memorised": False, "collapsed": False}
-    assert set(card["recited_words"]) == {"training", "held out"}
+def test_learned_and_neither_memorised_nor_collapsed(whole_card):
+    assert whole_card["verdict"] == {"learned": True, "memorised": False, "collapsed": False}
+    assert set(whole_card["recited_words"]) == {"training", "held out"}
 
 
-def test_parity(card):
-    assert card["parity"] == {
+def test_parity(any_card):
+    assert any_card["parity"] == {
         "untrained_adapter_changes_nothing": True,
         "disabled_adapter_is_the_base": True,
         "merged_within_tolerance": True,
         "reloaded_adapter_same_text": True,
     }
-    assert card["trainable_parameters"]["predicted"] == card["trainable_parameters"]["actual"] > 0
+    assert any_card["trainable_parameters"]["predicted"] == any_card["trainable_parameters"]["actual"] > 0
 
 
-def test_the_run_card_has_every_field_of_the_contract(card):
+def test_the_run_card_has_every_field_of_the_contract(any_card):
     for field in ("notebook", "profile", "started", "versions", "device", "seed", "parameters", "model", "dataset", "template_sha256",
                   "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics", "held_out_sha256"):  # fmt: skip
-        assert card[field] not in (None, "", {}), field
-    assert card["markers"] == {"instruction": "<|start|>user<|message|>", "response": "<|start|>assistant"}
+        assert any_card[field] not in (None, "", {}), field
+    assert any_card["markers"] == {"instruction": "<|start|>user<|message|>", "response": "<|start|>assistant"}
     for name in ("bits_per_byte", "type_token_ratio", "distinct_2", "longest_verbatim_words", "looping_replies"):
         for stage in ("before", "prompted", "after"):
-            metric = card["metrics"][stage][name]
+            metric = any_card["metrics"][stage][name]
             assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] >= 10, (stage, name)
 
 

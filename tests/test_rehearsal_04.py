@@ -1,4 +1,4 @@
-"""One real rehearsal of notebook 04, and what its run cards must say."""
+"""One real rehearsal of notebook 04, and what its run cards and the committed one must say."""
 
 import json
 
@@ -29,60 +29,61 @@ def test_it_runs_to_the_end_and_reports(rehearsal_04):
     result, card, executed = rehearsal_04
     assert result.returncode == 0, result.stderr[-3000:]
     assert "04 · Compare full fine-tuning" in result.stderr and "7 After: did it work?" in result.stderr
-    assert "lora.exact_match" in result.stdout
+    before, after = card["metrics"]["before"]["exact_match"], card["metrics"]["after"]["lora.exact_match"]
+    assert f"lora.exact_match {before['value']:.0%} → {after['value']:.0%}" in result.stdout
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
 
 
-def test_every_method_learns_the_form(card):
-    after = card["metrics"]["after"]
+def test_every_method_learns_the_form(whole_card):
+    after = whole_card["metrics"]["after"]
     assert after["lora.final_line"]["value"] >= 0.9
     assert all(after[f"{method}.final_line"]["value"] >= 0.8 for method in METHODS)
     assert all(after[f"{method}.{name}"]["n"] >= 60 for method in METHODS for name in ("final_line", "exact_match"))
 
 
-def test_one_method_at_least_beats_the_base_beyond_its_interval(card):
-    base = card["metrics"]["before"]["exact_match"]
-    assert max(card["metrics"]["after"][f"{method}.exact_match"]["low"] for method in METHODS) > base["high"]
+def test_one_method_at_least_beats_the_base_beyond_its_interval(whole_card):
+    base = whole_card["metrics"]["before"]["exact_match"]
+    assert max(whole_card["metrics"]["after"][f"{method}.exact_match"]["low"] for method in METHODS) > base["high"]
 
 
-def test_base_and_tuned_are_measured_in_both_forms(card):
-    assert set(card["metrics"]) == {"before", "prompted", "prompted_socratic", "after"}
-    assert {"lora_socratic.exact_match", "lora_socratic.final_line"} <= set(card["metrics"]["after"])
+def test_base_and_tuned_are_measured_in_both_forms(any_card):
+    assert set(any_card["metrics"]) == {"before", "prompted", "prompted_socratic", "after"}
+    assert {"lora_socratic.exact_match", "lora_socratic.final_line"} <= set(any_card["metrics"]["after"])
 
 
-def test_predicted_memory_is_within_15_percent(card):
-    assert set(card["memory"]) == set(METHODS)
-    for method, memory in card["memory"].items():
+def test_predicted_memory_is_within_15_percent(any_card):
+    assert set(any_card["memory"]) == set(METHODS)
+    for method, memory in any_card["memory"].items():
         assert abs(memory["predicted_bytes"] / memory["measured_bytes"] - 1) <= 0.15, method
 
 
-def test_forgetting_is_measured_for_every_method(card):
+def test_forgetting_is_measured_for_every_method(any_card):
     for method in METHODS:
-        metric = card["metrics"]["after"][f"{method}.forgetting_perplexity"]
+        metric = any_card["metrics"]["after"][f"{method}.forgetting_perplexity"]
         assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] >= 30
-        assert card["metrics"]["after"][f"{method}.instructions_followed"]["n"] == 20
-    rounded = card["metrics"]["before"]["qlora.forgetting_perplexity"]["value"]  # QLoRA's own base, in 4 bits
-    change = card["metrics"]["after"]["qlora.forgetting_perplexity"]["value"] / rounded - 1
-    assert abs(card["perplexity_change"]["qlora"] - change) < 0.001
+        assert any_card["metrics"]["after"][f"{method}.instructions_followed"]["n"] == 20
+    rounded = any_card["metrics"]["before"]["qlora.forgetting_perplexity"]["value"]  # QLoRA's own base, in 4 bits
+    change = any_card["metrics"]["after"]["qlora.forgetting_perplexity"]["value"] / rounded - 1
+    assert abs(any_card["perplexity_change"]["qlora"] - change) < 0.001
 
 
-def test_parity_and_the_same_start(card):
-    assert card["parity"] == {
+def test_parity_and_the_same_start(any_card):
+    assert any_card["parity"] == {
         "same_start": True,
         "merged_within_tolerance": True,
         **{f"reloaded_{name}_same_text": True for name in (*METHODS, "lora_socratic")},
     }
-    by_method = card["trainable_parameters"]["by_method"]
+    by_method = any_card["trainable_parameters"]["by_method"]
     assert by_method["lora"] == by_method["qlora"] < by_method["full"]
 
 
-def test_the_run_card_has_every_field_of_the_contract(card):
+def test_the_run_card_has_every_field_of_the_contract(any_card):
     for field in ("notebook", "profile", "started", "versions", "device", "seed", "parameters", "model", "dataset", "template_sha256",
                   "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics", "held_out_sha256"):  # fmt: skip
-        assert card[field] not in (None, "", {}), field
-    assert card["markers"] == {"instruction": "<start_of_turn>user\n", "response": "<start_of_turn>model\n"}
-    assert len(card["mcnemar"]) == 6 and all(0 <= pair["p"] <= 1 for pair in card["mcnemar"])
+        assert any_card[field] not in (None, "", {}), field
+    assert any_card["markers"] == {"instruction": "<start_of_turn>user\n", "response": "<start_of_turn>model\n"}
+    assert len(any_card["mcnemar"]) == 6 and all(0 <= pair["p"] <= 1 for pair in any_card["mcnemar"])
 
 
 def test_what_it_left_on_disk(card, folder):

@@ -163,8 +163,8 @@ def test_wrong_names_end_in_a_sentence(came):
     model, revision, data, data_revision = came["wrong_names_in_a_notebook"]
     is_one_sentence(model, "nobody/nothing", "not a valid model identifier", "set MODEL")
     is_one_sentence(revision, QWEN, "0" * 40, "not a valid git identifier")
-    is_one_sentence(data, "nobody/nothing", "doesn't exist on the Hub", "set DATASET")
-    is_one_sentence(data_revision, THINKING, "0" * 40, "doesn't exist")
+    is_one_sentence(data, "nobody/nothing", "Repository Not Found", "set DATASET")
+    is_one_sentence(data_revision, THINKING, "0" * 40, "Invalid rev id", "the revision")
 
 
 def test_a_busy_or_absent_hub_is_asked_again_after_the_time_it_names(came):
@@ -190,24 +190,25 @@ def test_a_download_that_was_cut_is_resumed_and_whole(came):
 def test_what_is_always_cut_is_never_taken_for_whole(came):
     verdict, whole_files, told, later = came["cut_for_good"]
     assert verdict == "RemoteProtocolError" and whole_files == 0 and later
-    is_one_sentence(told, QWEN, "could not be downloaded", "peer closed connection", "run again")
+    is_one_sentence(told, QWEN, "could not be loaded", "peer closed connection", "run again")
     data, rows_later = came["cut_in_a_data_set"]
-    is_one_sentence(data, GSM8K, "socratic", "peer closed connection", "Check the network")
+    revision = stand_in_hub.pinned_datasets()[GSM8K]
+    is_one_sentence(data, GSM8K, revision, "peer closed connection", "Check the network", "run again")
     assert rows_later == 320
 
 
 def test_gated_and_missing_end_in_a_sentence(came):
     model, data = came["gated"]
     is_one_sentence(model, GEMMA, "gated repo", "accept its licence", "hf auth login")
-    is_one_sentence(data, GSM8K, "gated dataset", "hf auth login")
+    is_one_sentence(data, GSM8K, "gated repo", "accept its licence", "hf auth login")
     model, data, forbidden, unauthorised = came["gated_with_a_token"]
     is_one_sentence(model, GEMMA, "gated repo", "accept its licence")
-    is_one_sentence(data, GSM8K, "gated dataset")
+    is_one_sentence(data, GSM8K, "gated repo", "accept its licence")
     assert forbidden > 0 and unauthorised == 0, "the token was not sent, so that a sentence could not show it"
     model, data, source = came["missing"]
     is_one_sentence(model, GEMMA, "not a valid model identifier", "set MODEL")
-    is_one_sentence(data, THINKING, "doesn't exist on the Hub", "set DATASET")
-    is_one_sentence(source, "weitianwen/cmath", "cmath", "doesn't exist on the Hub", "SOURCES")
+    is_one_sentence(data, THINKING, "Repository Not Found", "set DATASET")
+    is_one_sentence(source, "weitianwen/cmath", "Repository Not Found", "set SOURCES")
 
 
 def test_wrong_bytes_pass_the_library_and_are_found_by_their_hash(came):
@@ -218,9 +219,10 @@ def test_wrong_bytes_pass_the_library_and_are_found_by_their_hash(came):
     assert named.startswith("models--unsloth--Qwen3-4B-Instruct-2507/blobs/")
     assert then == "no error: None" and later is True
     is_one_sentence(came["wrong_hash_of_a_small_file"], "generation_config.json is damaged", "git-sha1")
-    damaged, then, rows = came["wrong_hash_in_a_data_set"]
+    damaged, rows_made, rows = came["wrong_hash_in_a_data_set"]
     is_one_sentence(damaged, GSM8K, "main/train-00000-of-00001.parquet is damaged", "datasets--openai--gsm8k/blobs/")
-    assert then == "no error: None" and rows == 320
+    assert rows_made == 0, "a row was made from a damaged file, and would be found again in the cache"
+    assert rows == 320
 
 
 def test_what_is_not_verified(came):
@@ -246,3 +248,9 @@ def test_the_command_gives_its_environment_and_passes_the_exit_status_on(tmp_pat
 def test_a_fault_of_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="no fault of the kind 'slow'"):
         stand_in_hub.Fault("*", "slow")
+
+
+def test_an_error_without_a_word_is_a_sentence_all_the_same(came):
+    model, data = came["nothing_said"]
+    is_one_sentence(model, QWEN, "OSError", "Check the network", "set MODEL")
+    is_one_sentence(data, THINKING, "OSError", "Check the network", "set DATASET")

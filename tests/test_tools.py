@@ -337,6 +337,19 @@ def test_the_runner_refuses_unknown_numbers_and_profiles(small_project, monkeypa
         run_notebooks.main()
 
 
+def test_the_runner_takes_a_path_too(small_project, monkeypatch, tmp_path, capfd):
+    small_project("# 07 · Small", CARD)
+    own = tmp_path / "my own copy.ipynb"
+    own.write_bytes((tmp_path / "NoteBooks" / "07_small.ipynb").read_bytes())
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", str(own)])
+    assert run_notebooks.main() == 0
+    assert "Running my own copy.ipynb …" in capfd.readouterr().out
+    assert [path.name for path in run_notebooks.EXECUTED.glob("*.ipynb")] == ["my own copy_executed.ipynb"]
+    monkeypatch.setattr(sys, "argv", ["run_notebooks.py", str(tmp_path / "gone.ipynb")])
+    with pytest.raises(SystemExit, match="there is no notebook .*gone.ipynb; there are 07"):
+        run_notebooks.main()
+
+
 def test_publishing(small_project):
     path = small_project("# 07 · Small", "print('one')\nprint('two')", CARD)
     with pytest.raises(SystemExit, match="is not there; run `make run NOTEBOOK=07`"):

@@ -13,6 +13,14 @@ def code_cells(path):
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
+def parameters_of(path):
+    """Return {name: value} of a notebook's parameters cell; where profiles differ, {"full": …, "rehearsal": …}."""
+    cells = nbformat.read(path, as_version=4).cells
+    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    return {node.targets[0].id: ast.literal_eval(node.value)
+            for node in ast.parse(source).body if isinstance(node, ast.Assign)}  # fmt: skip
+
+
 def lift(path, *names, without=()):
     """Return a namespace that holds these top-level definitions of a notebook, and the imports they need.
 

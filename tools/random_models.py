@@ -7,7 +7,7 @@ The tokenizer is the rehearsal checkpoint's that wears the family's template. Ra
 nearly all experts alike, which a trained router does not.
 """
 
-import contextlib
+import json
 import shutil
 from pathlib import Path
 
@@ -28,6 +28,13 @@ SHAPES = {  # configuration class, values, rehearsal checkpoint whose tokenizer 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 50000}  # fmt: skip
 TINY_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+def copy_tokenizer(source, folder):
+    """Copy a model folder's tokenizer, its chat template and its settings for decoding."""
+    for path in Path(source).iterdir():
+        if "token" in path.name or path.name in ("chat_template.jinja", "generation_config.json"):
+            shutil.copy(path, folder)
 
 
 def make_model(name, folder, tiny=False, seed=0):
@@ -51,10 +58,7 @@ def make_model(name, folder, tiny=False, seed=0):
     finally:
         torch.set_default_dtype(before)
     model.save_pretrained(folder, max_shard_size="4GB")
-    for path in tokens.glob("*token*"):
-        shutil.copy(path, folder)
-    with contextlib.suppress(OSError):
-        shutil.copy(tokens / "chat_template.jinja", folder)
+    copy_tokenizer(tokens, folder)
     return config, model
 
 
@@ -64,8 +68,6 @@ def write_split_nf4(model, folder, source):
     `model` on a GPU, `source` the folder of its 16-bit twin, whose tokenizer is copied. Only Unsloth's classes for a
     GPU read this layout. Output head, embeddings and router stay in 16 bits.
     """
-    import json
-
     from bitsandbytes.functional import quantize_4bit
     from safetensors.torch import save_file
 
@@ -117,6 +119,4 @@ def write_split_nf4(model, folder, source):
         "bnb_4bit_use_double_quant": True, "bnb_4bit_quant_storage": "uint8",
         "llm_int8_skip_modules": ["lm_head", "router", "embed_tokens"]}  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    for path in Path(source).iterdir():
-        if "token" in path.name or path.suffix == ".jinja" or path.name == "generation_config.json":
-            shutil.copy(path, folder)
+    copy_tokenizer(source, folder)

@@ -1,6 +1,6 @@
 """Run the notebooks headless and report: what `make run` does after the set-up.
 
-    python tools/run_notebooks.py [01 02 …]
+    python tools/run_notebooks.py [01 02 … or a notebook's path]
 
 Each notebook goes through `jupyter nbconvert --to notebook --execute`; its executed copy lies in
 outputs/executed/. A notebook that fails leaves the copy as far as it came, its last cell is named, and the
@@ -26,9 +26,11 @@ HEADLINES = {  # number of the notebook: the metric shown before and after, and 
 
 
 def choose_notebooks(numbers):
-    """Return the paths of the chapter notebooks with these numbers, all of them for an empty list."""
+    """Return the paths of the notebooks with these numbers or at these paths; for an empty list, the four chapters."""
     notebooks = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
-    chosen = [path for path in notebooks if not numbers or path.name[:2] in numbers]
+    others = [Path(text).resolve() for text in numbers if text.endswith(".ipynb") and Path(text).is_file()]
+    numbers = [text for text in numbers if Path(text).resolve() not in others]
+    chosen = [path for path in notebooks if path.name[:2] in numbers or not numbers and not others] + others
     unknown = set(numbers) - {path.name[:2] for path in notebooks}
     if unknown or not chosen:
         there = ", ".join(path.name[:2] for path in notebooks)
@@ -103,7 +105,7 @@ def main():
         raise SystemExit(f"run: {EXECUTED} cannot be written ({error.strerror}). Make outputs/ writable.") from None
     table, failed = [["", "profile", "seconds", "peak GiB", "before → after", "executed copy"]], 0
     for notebook in notebooks:
-        print(f"Running {notebook.relative_to(PROJECT)} …", flush=True)
+        print(f"Running {os.path.relpath(notebook, PROJECT)} …", flush=True)
         status, *results = execute(notebook)
         failed += status != 0
         table.append(summary_row(notebook, status, *results))

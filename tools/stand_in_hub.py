@@ -24,7 +24,6 @@ Repositories that no notebook names, but that Unsloth may ask for in their place
 """
 
 import argparse
-import ast
 import fnmatch
 import functools
 import hashlib
@@ -44,8 +43,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
-from notebook_code import code_cells  # noqa: E402
-from random_models import SHAPES, make_model, write_split_nf4  # noqa: E402
+from notebook_code import parameters_of  # noqa: E402
+from random_models import SHAPES, copy_tokenizer, make_model, write_split_nf4  # noqa: E402
 
 PREQUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 BIG_SUFFIXES = {".safetensors", ".parquet", ".bin"}  # what the Hub stores beside git, at any size
@@ -58,14 +57,9 @@ KINDS = ("models", "datasets")
 
 def parameters(number):
     """Return the values of a notebook's parameters cell in the full profile, by name."""
-    path = next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb"))
-    values = {}
-    for node in ast.parse(code_cells(path)[0]).body:
-        if isinstance(node, ast.Assign):
-            value = ast.literal_eval(node.value)
-            profiled = isinstance(value, dict) and set(value) == {"full", "rehearsal"}
-            values[node.targets[0].id] = value["full"] if profiled else value
-    return values
+    stated = parameters_of(next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb")))
+    return {name: value["full"] if isinstance(value, dict) and set(value) == {"full", "rehearsal"} else value
+            for name, value in stated.items()}  # fmt: skip
 
 
 def pinned_models():
@@ -136,9 +130,7 @@ def write_prequantised(source, folder):
         source, dtype=torch.bfloat16, quantization_config=nf4, device_map=place
     )
     model.save_pretrained(folder)
-    for path in source.iterdir():
-        if "token" in path.name or path.suffix == ".jinja":
-            shutil.copy(path, folder)
+    copy_tokenizer(source, folder)
 
 
 def copy_model(source, folder):
@@ -151,27 +143,21 @@ def write_split(source, folder):
     import torch
     from transformers import AutoModelForCausalLM
 
-    write_split_nf4(
-        AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map="cuda"), folder, source
-    )
-
-
-def has_gpu():
-    """Return whether PyTorch sees a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map="cuda")
+    write_split_nf4(model, folder, source)
 
 
 def build_models(root, tiny, shapes=None):
     """Write the models of these shapes (all for None) below root/models, and what Unsloth may take in their place."""
+    import torch
+
     for name in pinned_models():
         shape, plain = shape_of(name), root / "models" / PREQUANTISED.sub("", name)
         if shapes is not None and shape not in shapes:
             continue
         build_once(plain, functools.partial(make_model, shape, tiny=tiny))
         for other, in_4bit in {name: bool(PREQUANTISED.search(name)), **relatives(name)}.items():
-            split = in_4bit and "gpt-oss" in name and not tiny and has_gpu()
+            split = in_4bit and "gpt-oss" in name and not tiny and torch.cuda.is_available()
             write = write_split if split else write_prequantised if in_4bit else copy_model
             build_once(root / "models" / other, functools.partial(write, plain))
 

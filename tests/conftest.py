@@ -20,15 +20,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["PROFILE"] = "rehearsal"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 SHORT = {  # number of the notebook: what makes a rehearsal run every cell, check every parity, and learn little
-    "01": {"MAX_STEPS": 6, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 24},
+    "01": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "SAVE_STEPS": 2, "MAX_NEW_TOKENS": 16},
     "02": {
-        "MAX_STEPS": 6,
-        "PROBE_STEPS": 3,
-        "LIMIT": 6,
-        "MAX_NEW_TOKENS": {"emoji": 24, "cmath": 8, "mawps": 8, "json_only": 24, "tool_calls": 8, "language": 12},
+        "MAX_STEPS": 4,
+        "PROBE_STEPS": 2,
+        "LIMIT": 4,
+        "MAX_NEW_TOKENS": {"emoji": 16, "cmath": 8, "mawps": 8, "json_only": 16, "tool_calls": 8, "language": 8},
     },
-    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 24},
-    "04": {"MAX_STEPS": 6, "LIMIT": 12, "MAX_NEW_TOKENS": 24},
+    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16},
+    "04": {"MAX_STEPS": 6, "LIMIT": 8, "MAX_NEW_TOKENS": 16},
 }
 
 

@@ -229,9 +229,11 @@ def test_outputs_that_cannot_be_written(nb, tmp_path):
         nb["output_folder"](tmp_path / "outputs" / "run", {})
 
 
-def test_a_tracker_that_is_missing_costs_a_sentence(notebook_01, setup_01, capsys):
+def test_a_tracker_that_is_missing_costs_a_sentence(notebook_01, setup_01, capsys, monkeypatch, tmp_path):
     from conftest import lift
 
+    for variable, setting in (("TRACKIO_DIR", str(tmp_path)), ("SWANLAB_MODE", "offline"), ("WANDB_MODE", "offline")):
+        monkeypatch.setenv(variable, setting)  # the notebook sets them, and a rehearsal after this would inherit them
     namespace = {**setup_01, **lift(notebook_01, "choose_tracker")}
     choose = lift(notebook_01, "choose_tracker")["choose_tracker"]
     choose.__globals__.update({key: namespace[key] for key in ("OUTPUT", "NOTEBOOK")})

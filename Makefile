@@ -4,7 +4,7 @@ BOOTSTRAP := $(or $(shell command -v $${PYTHON:-python3} 2>/dev/null),python3)
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long lab lint lock clean
+.PHONY: help setup run test test-long benchmark lab lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ test: setup ## all tests, the notebooks' rehearsals included (short ones where t
 
 test-long: setup ## the tests that take longer: whole rehearsals, killed set-ups and training, the full profile
 	@REHEARSALS=whole $(PYTHON_HERE) -m pytest tests -m "long or whole"
+
+benchmark: setup ## measure speed, memory, learning rates and the full profile on this machine's GPU (hours)
+	@$(PYTHON_HERE) benchmarks/on_gpu.py
 
 lab: setup ## JupyterLab in this environment
 	@.finetuning/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/NoteBooks

@@ -66,6 +66,8 @@ RECIPES = {  # (model, recipe): how it is loaded, batch, accumulation, checkpoin
     ("gpt-oss-20b", "notebook, 4 bits"): ("4 bits", 4, 4, True, "like lengths"),
     ("gpt-oss-20b", "notebook, 4 bits, no checkpointing"): ("4 bits", 4, 4, False, "like lengths"),
     ("gpt-oss-20b", "notebook, 4 bits, 16 GB card"): ("4 bits", 1, 16, True, "like lengths"),
+    ("gpt-oss-20b", "notebook, 4 bits, 16 rows at once"): ("4 bits", 16, 1, True, "like lengths"),
+    ("gpt-oss-20b", "notebook, 4 bits, padded to eights"): ("4 bits", 4, 4, True, "like lengths, padded to eights"),
     ("gpt-oss-20b", "notebook, 4 bits, the Cookbook's layers"): ("4 bits, three layers", 4, 4, True, "like lengths"),
     ("gpt-oss-20b", "notebook, 4 bits, the Cookbook's layers, no checkpointing"):
         ("4 bits, three layers", 4, 4, False, "like lengths"),
@@ -96,24 +98,26 @@ def make(name, folder, tiny):
             "sizes": {size: getattr(config, size) for size in sizes if hasattr(config, size)}}  # fmt: skip
 
 
-def lengths_of(name):
-    """Return [(tokens, supervised tokens)] of the notebook's samples under the family's chat template."""
+def turns_of(row):
+    """Return the chat turns of a sample row: its own, without empty fields, or its question and its answer."""
+    if "messages" in row:
+        return [{key: value for key, value in turn.items() if value} for turn in row["messages"]]
+    question = row.get("question") or row.get("Question") or row.get("input")
+    answer = row.get("answer") or row.get("answer_en") or row.get("golden") or row.get("Answer")
+    return [{"role": "user", "content": str(question)}, {"role": "assistant", "content": str(answer)}]
+
+
+def lengths_of(name, files=None, turns=turns_of):
+    """Return [(tokens, supervised tokens)] of the notebook's samples, or of other files, under the chat template."""
     from transformers import AutoTokenizer
 
-    family, files = SHAPES[name][2], SAMPLES[name]
-    tokenizer = AutoTokenizer.from_pretrained(PROJECT / "outputs" / "rehearsal" / family)
+    tokenizer = AutoTokenizer.from_pretrained(PROJECT / "outputs" / "rehearsal" / SHAPES[name][2])
     lengths = []
-    for file in files:
+    for file in files or SAMPLES[name]:
         for line in (PROJECT / "data" / file).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if "messages" in row:
-                turns = [{key: value for key, value in turn.items() if value} for turn in row["messages"]]
-            else:
-                question = row.get("question") or row.get("Question") or row.get("input")
-                answer = row.get("answer") or row.get("answer_en") or row.get("golden") or row.get("Answer")
-                turns = [{"role": "user", "content": str(question)}, {"role": "assistant", "content": str(answer)}]
-            whole = tokenizer.apply_chat_template(turns, tokenize=False)
-            asked = tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=True)
+            said = turns(json.loads(line))
+            whole = tokenizer.apply_chat_template(said, tokenize=False)
+            asked = tokenizer.apply_chat_template(said[:-1], tokenize=False, add_generation_prompt=True)
             count = len(tokenizer(whole, add_special_tokens=False).input_ids)
             lengths.append((count, count - len(tokenizer(asked, add_special_tokens=False).input_ids)))
     return lengths
@@ -219,7 +223,7 @@ def named_targets(model, layers):
 
 def order(rows, batch, how):
     """Return rows in the order of a recipe; batches of like length are the notebooks' own way."""
-    if how != "like lengths":
+    if not how.startswith("like lengths"):
         return rows
     ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
     batches = [ordered[k : k + batch] for k in range(0, len(ordered), batch)]
@@ -267,8 +271,9 @@ def watching(warm_up):
     return Watch()
 
 
-def train(model, tokenizer, library, rows, batch, accumulation, checkpointing, packed, limit, steps, warm_up, folder):
+def train(model, tokenizer, library, rows, batch, accumulation, checkpointing, how, limit, steps, warm_up, folder):
     """Train on rows, in their order; return the figures of the steps after the warm-up."""
+    packed = how == "packed"
     import torch
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -285,6 +290,7 @@ def train(model, tokenizer, library, rows, batch, accumulation, checkpointing, p
         max_length=limit,
         packing=packed,
         train_sampling_strategy="sequential",
+        pad_to_multiple_of=8 if how.endswith("padded to eights") else None,
         router_aux_loss_coef=0.0,
         bf16=cuda,
         gradient_checkpointing=checkpointing,
@@ -381,22 +387,22 @@ def measure(load_name, recipes, folder, lengths, limit, steps, memory):
         result[name] = {}
         for rows_name, drawn in (("even", [(limit, limit)]), ("real", lengths)):
             per_step = 1 if rows_name == "even" else accumulation
-            packed, batch_now = how == "packed" and rows_name == "real", batch
+            shape, batch_now = "even" if rows_name == "even" else how, batch
             rows = order(make_rows(drawn, batch * per_step * (WARM_UP + steps), vocabulary, limit), batch, how)
-            if packed:  # the same rows, many in one sequence: as many optimiser steps, of as many rows
+            if shape == "packed":  # the same rows, many in one sequence: as many optimiser steps, of as many rows
                 mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
                 sequences = max(1, round(batch * per_step * mean / limit))
                 per_step = -(-sequences // batch)
                 batch_now = -(-sequences // per_step)
             result[name][rows_name] = guarded(train, model, tokenizer, library, rows, batch_now, per_step,
-                                              checkpointing, packed, limit, steps, WARM_UP, folder)  # fmt: skip
+                                              checkpointing, shape, limit, steps, WARM_UP, folder)  # fmt: skip
             if "error" in result[name][rows_name]:
                 break
         print("PART", json.dumps(result), flush=True)
     result["memory"] = []
     for batch, length, checkpointing in memory if library.startswith("unsloth") else ():
         rows = make_rows([(length, length)], 3 * batch, vocabulary, length)
-        figures = guarded(train, model, tokenizer, library, rows, batch, 1, checkpointing, False, length, 2, 1, folder)
+        figures = guarded(train, model, tokenizer, library, rows, batch, 1, checkpointing, "even", length, 2, 1, folder)
         result["memory"].append({"batch": batch, "length": length, "checkpointing": checkpointing, **figures})
         print("PART", json.dumps(result), flush=True)
     return result
@@ -481,6 +487,21 @@ def memory_table_of(report):
                          f"{'on' if entry['checkpointing'] else 'off'} | {entry['peak_bytes'] / 2**30:.1f} | "
                          f"{entry['median_tokens_per_s']:,.0f} |")  # fmt: skip
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def cost_of_a_batch(entry):
+    """Return (seconds a batch takes whatever its size, microseconds a token) of a recipe: a line through two points.
+
+    The points are `real` and `even`: the padded tokens of a batch, and the seconds for one. Two points prove no line;
+    the optimiser's step, one for each batch of `even` and for several of `real`, counts as part of the batch.
+    """
+    points = []
+    for figures in (entry["real"], entry["even"]):
+        batches = figures["steps"] * figures["batch"][1]
+        points.append((figures["tokens_per_s"] * figures["seconds"] / batches, figures["seconds"] / batches))
+    (few, short), (many, long) = points
+    slope = (long - short) / (many - few)
+    return short - slope * few, 1e6 * slope
 
 
 def chosen_recipes(model, parts):

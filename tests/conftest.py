@@ -13,7 +13,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
-from notebook_code import code_cells, lift  # noqa: E402
+from notebook_code import code_cells, lift, write_with_parameters  # noqa: E402
 
 NOTEBOOKS = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -183,13 +183,8 @@ def stand_in_root():
 
 
 def notebook_with(number, path, parameters):
-    """Write a copy of one notebook to `path`, with a cell after the tagged one, as papermill would inject it."""
-    notebook = nbformat.read(next(path for path in NOTEBOOKS if path.name.startswith(number)), as_version=4)
-    index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
+    """Write a copy of one notebook to `path`, with other parameters."""
+    write_with_parameters(next(path for path in NOTEBOOKS if path.name.startswith(number)), path, parameters)
 
 
 def rehearse(number):

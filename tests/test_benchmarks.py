@@ -9,6 +9,7 @@ import types
 
 import pytest
 from conftest import NOTEBOOKS, PROJECT, lift
+from notebook_code import parameters_of
 
 
 def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
@@ -69,6 +70,63 @@ def test_an_epoch_costs_what_the_speed_says():
     report = {"results": [{"model": "m", "recipe": "r", "real": {"nonpadding_tokens_per_s": 500.0}},
                           {"model": "m", "recipe": "failed", "real": {"error": "no"}}]}  # fmt: skip
     assert epoch_cost.costs(report, {"m": 30.0}, 1000, 6.0) == [("m", "r", 1.0, 0.1)]
+
+
+def test_an_epoch_of_the_real_data_sets():
+    """The page's table is what the records give; an estimate scales words by bytes, and the template not."""
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import epoch_cost
+    import train_step
+
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    table = epoch_cost.real_table(epoch_cost.real_costs([json.loads(path.read_text()) for path in RECORDS], 3.0))
+    assert len(table.splitlines()) == 9 and table in page
+    ours = train_step.lengths_of("gemma-2-9b")
+    shortest, mean, longest = min(ours)[0], sum(tokens for tokens, _ in ours) / len(ours), max(ours)[0]
+    assert shortest < mean < longest < epoch_cost.real_tokens("GSM8K, main") / 7473 < 3 * mean
+    cmath = train_step.lengths_of("Qwen3-4B", ["cmath.jsonl"])
+    assert epoch_cost.real_tokens("CMATH") == pytest.approx(1698 * sum(tokens for tokens, _ in cmath) / len(cmath))
+
+
+def test_what_padding_and_short_batches_cost(notebook_01):
+    """Padding to FlexAttention's blocks gives the padding that was measured; two points give a batch's fixed cost."""
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import epoch_cost
+    import train_step
+
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    report = json.loads((PROJECT / "benchmarks" / "results" / "train_step_h200_gpt-oss.json").read_text())
+    measured = {entry["recipe"]: entry for entry in report["results"]}
+    lengths = train_step.lengths_of("gpt-oss-20b")
+
+    def padding(how, multiple):
+        steps = train_step.WARM_UP + train_step.MEASURED
+        rows = [len(row["input_ids"]) for row in train_step.order(
+            train_step.make_rows(lengths, 16 * steps, 49000, train_step.LENGTH), 4, how)][16 * train_step.WARM_UP:]  # fmt: skip
+        padded = sum(4 * -(-max(rows[k : k + 4]) // multiple) * multiple for k in range(0, len(rows), 4))
+        return 1 - sum(rows) / padded
+
+    assert padding("random", 1) == pytest.approx(measured["Cookbook, bf16"]["real"]["padding"])
+    assert padding("like lengths", 128) == pytest.approx(measured["notebook, 4 bits"]["real"]["padding"])
+    assert f"multiples of 8 would give {padding('like lengths', 8):.1%}".replace("%", " %") in page
+    assert f"no multiple {padding('like lengths', 1):.1%}".replace("%", " %") in page
+    shown = {}
+    for recipe in ("notebook, 4 bits", "notebook, 4 bits, no checkpointing", "Cookbook, bf16"):
+        seconds, microseconds = train_step.cost_of_a_batch(measured[recipe])
+        shown[recipe] = (seconds, microseconds / 1e6)
+        assert re.search(rf"{seconds:.2f} s (whatever its size, )?and {microseconds:.0f} µs", page), recipe
+    (fixed, token), (slow_fixed, slow_token) = shown["notebook, 4 bits"], shown["Cookbook, bf16"]
+    ratio = (slow_fixed + 32768 * slow_token) / (fixed + 32768 * token)
+    assert f"about {round(32768 / (fixed + 32768 * token), -2):,.0f} tokens/s, {ratio:.1f} times the Cookbook's" in page
+    assert f"{fixed + 16 * 256 * token:.1f} s instead of {4 * (fixed + 4 * 256 * token):.1f} s" in page
+    memory = lift(notebook_01, "layer_bytes", "step_bytes", without=("unsloth", "trl", "lingua", "trackio"))
+    entry = measured["notebook, 4 bits, no checkpointing"]
+    short = [16, max(lengths)[0], False]  # all rows of a step at once: what "auto" tries first, and takes if it fits
+    held = entry["weights_bytes"] - 4 * entry["trained"]
+    predicted = memory["step_bytes"](types.SimpleNamespace(**entry["sizes"]), held, entry["trained"], *short)
+    assert predicted < 0.9 * 78 * 2**30
+    mean = sum(length for length, _ in lengths) / len(lengths)
+    assert round(epoch_cost.real_tokens("Multilingual-Thinking") / 1000 / mean) == 6  # "about six times as long"
 
 
 def test_the_notebooks_predict_every_measured_peak(notebook_01):
@@ -143,6 +201,46 @@ def test_learning_rates_summary():
     assert learning_rates.best(summary)[0] == 1e-4
     jobs = learning_rates.jobs()
     assert len(jobs) == len(set(jobs)) == 5 * 3 * len(learning_rates.SETTINGS)
+
+
+def test_one_command_measures_everything_on_a_gpu():
+    """`make benchmark` calls scripts with options that they have; without a GPU it says so in one sentence."""
+    command = [sys.executable, "benchmarks/on_gpu.py"]
+    refused = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    assert refused.returncode == 1 and refused.stderr.strip().splitlines()[-1].startswith(
+        "on_gpu: PyTorch finds no GPU"
+    )
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import on_gpu
+
+    steps, helps = on_gpu.steps(), {}
+    for words in steps.values():
+        own = words[1 : words.index("--")] if "--" in words else words[1:]
+        for option in [word for word in own if word.startswith("--")]:
+            if own[0] not in helps:
+                asked = [sys.executable, own[0], "--help"]
+                helps[own[0]] = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+            assert option in helps[own[0]], (own[0], option)
+        assert (PROJECT / own[0]).is_file()
+    assert len(helps) == 2 and [name for name in steps if name.startswith("full")] == [f"full_{n}" for n in on_gpu.FEW]
+    for path in NOTEBOOKS:
+        assert set(on_gpu.FEW[path.name[:2]]) <= set(parameters_of(path)), path.name
+
+
+def test_a_benchmark_step_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import on_gpu
+    import torch
+
+    monkeypatch.setattr(on_gpu, "RECORDS", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    say = [sys.executable, "-c", "print('measured')"]
+    monkeypatch.setattr(on_gpu, "steps", lambda: {"bad": [sys.executable, "-c", "raise SystemExit(3)"], "good": say})
+    monkeypatch.setattr(sys, "argv", ["on_gpu.py"])
+    assert on_gpu.main() == 1
+    assert (tmp_path / "good.log").read_text() == "measured\n"
+    table = capsys.readouterr().out
+    assert re.search(r"bad +\d+  exit status 3, see its log", table) and re.search(r"good +\d+  ended well", table)
 
 
 def test_train_step_rows():

@@ -8,21 +8,16 @@ import shutil
 import subprocess
 import sys
 
-import nbformat
 import pytest
 import stand_in_hub
-from conftest import NOTEBOOKS, PROJECT
+from conftest import PROJECT, notebook_with
 from run_notebooks import run_card
+
+sys.path.insert(0, str(PROJECT / "benchmarks"))
+from on_gpu import FEW  # noqa: E402
 
 pytestmark = pytest.mark.long
 
-QUICK = {  # values that limit the time, and nothing else
-    "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "PROMPTS_LIMIT": 1, "TRACKER": "none"},
-    "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3, "CHAT": False,
-           "MAX_NEW_TOKENS": dict.fromkeys(["emoji", "cmath", "mawps", "json_only", "tool_calls", "language"], 6)},
-    "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8},
-    "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "PROMPTS_LIMIT": 1},
-}  # fmt: skip
 WATCH = '''"""Write down every address outside this machine that Python opens a connection to, or asks the name of."""
 import os
 import sys
@@ -54,12 +49,8 @@ def hub(stand_in_root):
 
 def execute(number, hub, folder, **parameters):
     """Run a notebook in the full profile; return (finished process, executed copy, hosts outside this machine)."""
-    notebook = nbformat.read(next(path for path in NOTEBOOKS if path.name.startswith(number)), as_version=4)
-    index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
     copy = PROJECT / "outputs" / f".{folder.name}.ipynb"  # below the project, so that the notebook finds its root
-    nbformat.write(notebook, copy)
+    notebook_with(number, copy, parameters)
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
     outside, executed = folder / "outside.txt", folder / "executed.ipynb"
@@ -85,14 +76,14 @@ def run(hub, tmp_path_factory):
         if number not in runs:
             hub.requests.clear()
             folder = tmp_path_factory.mktemp(f"full-{number}")
-            result, executed, outside = execute(number, hub, folder, **QUICK[number])
+            result, executed, outside = execute(number, hub, folder, **FEW[number])
             assert result.returncode == 0, result.stderr[-4000:]
             runs[number] = run_card(executed), list(hub.requests), outside
         return runs[number]
 
     yield once
     for path in set((PROJECT / "outputs").iterdir()) - before:
-        if path.name[:2] in QUICK:
+        if path.name[:2] in FEW:
             shutil.rmtree(path)
 
 
@@ -124,13 +115,13 @@ def asked(requests, kind, name, revision):
     return any(path.startswith(place) and status in (200, 302) for _, path, status in requests)
 
 
-@pytest.mark.parametrize("number", sorted(QUICK))
+@pytest.mark.parametrize("number", sorted(FEW))
 def test_the_full_profile_runs_to_its_end(run, number):
     card, requests, outside = run(number)
     values = stand_in_hub.parameters(number)
     assert card["profile"] == "full" and card["device"] == "CPU"
     assert card["model"] == {"id": values["MODEL"], "revision": values["MODEL_REVISION"]}
-    overridden = set(QUICK[number])
+    overridden = set(FEW[number])
     for name, value in card["parameters"].items():
         if name not in overridden | {"PROFILE"}:
             assert value == values[name], f"{name} is not the full profile's"

@@ -21,6 +21,16 @@ def parameters_of(path):
             for node in ast.parse(source).body if isinstance(node, ast.Assign)}  # fmt: skip
 
 
+def write_with_parameters(path, copy, parameters):
+    """Write a copy of a notebook, with a cell of other values after its parameters, as papermill would inject it."""
+    notebook = nbformat.read(path, as_version=4)
+    index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]}))
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, copy)
+
+
 def lift(path, *names, without=()):
     """Return a namespace that holds these top-level definitions of a notebook, and the imports they need.
 

@@ -37,6 +37,7 @@ def steps():
         "epoch_cost": ["benchmarks/epoch_cost.py", f"{RECORDS}/train_step.json"],
         "learning_rates": ["benchmarks/learning_rates.py", "--minutes", "90"],
         "rehearsals": ["tools/run_notebooks.py"],
+        "same_text": ["benchmarks/same_text.py"],
     }
     for number, shape in SHAPES.items():
         commands[f"full_{number}"] = [

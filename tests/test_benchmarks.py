@@ -243,6 +243,30 @@ def test_a_benchmark_step_that_fails_stops_nothing(tmp_path, monkeypatch, capsys
     assert re.search(r"bad +\d+  exit status 3, see its log", table) and re.search(r"good +\d+  ended well", table)
 
 
+def test_adapters_are_compared_reply_by_reply(tmp_path):
+    """Two processes give the same text for an adapter that is no zero; a reply that differs is counted and placed."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = "outputs/rehearsal/gpt-oss"
+    model = AutoModelForCausalLM.from_pretrained(PROJECT / base)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(tmp_path / "adapter")
+    command = [sys.executable, "benchmarks/same_text.py", "--devices", "cpu", "cpu", "--adapters", tmp_path / "adapter"]
+    command += ["--prompts", "2", "--tokens", "3", "--output", tmp_path]
+    finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert "adapter | 2 of 2 | – |" in finished.stdout
+    (found,) = json.loads((tmp_path / "same_text.json").read_text())["adapters"].values()
+    assert found == {"replies": 2, "same": 2, "first_difference": []}
+    sys.path.insert(0, str(PROJECT / "benchmarks"))
+    import same_text
+
+    other = {"0: cuda": [[5, 6, 7], [1, 2], [3]], "1: cpu": [[5, 9, 7], [1, 2], [3, 4]]}
+    assert same_text.compare(other) == {"replies": 3, "same": 1, "first_difference": [1, 1]}
+
+
 def test_train_step_rows():
     """Rows have the lengths and the supervised shares asked for, cut at the limit; like lengths come together."""
     sys.path.insert(0, str(PROJECT / "benchmarks"))

@@ -57,7 +57,6 @@ def replies(device, adapter, prompts, tokens):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.backends.cuda.matmul.allow_tf32 = False
     adapter = Path(adapter)
     base = PROJECT / json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(base)

@@ -2,6 +2,7 @@
 
 import json
 
+import nbformat
 import pytest
 from conftest import PROJECT, rehearsals, run_notebook_with
 
@@ -94,6 +95,14 @@ def test_what_it_left_on_disk(folder):
     if rehearsals() == "whole":  # a short one may end before the final message begins
         assert all(answer["text"] for answer in answers)
     assert not list(folder.glob(".*-partial"))
+
+
+def test_the_committed_notebook_ends_with_a_text(notebook_03):
+    """The record that its section 8 prints, in the outputs of a whole rehearsal, has a text of some length."""
+    cells = nbformat.read(notebook_03, as_version=4).cells
+    (cell,) = [cell for cell in cells if cell.cell_type == "code" and '"answers.jsonl")' in cell.source]
+    answer = json.loads("".join(output.text for output in cell.outputs))
+    assert set(answer) == {"author", "title", "request", "text"} and len(answer["text"].split()) > 20
 
 
 def test_inference_alone_with_a_book_of_the_reader_s(card, folder, tmp_path):

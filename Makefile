@@ -1,19 +1,23 @@
 # Two commands do everything: `make run` and `make test`. `make help` lists the rest.
 PYTHON_HERE := .finetuning/bin/python
 BOOTSTRAP := $(or $(shell command -v $${PYTHON:-python3} 2>/dev/null),python3)
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 export JUPYTER_PREFER_ENV_PATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long benchmark lab lint lock clean
+.PHONY: help setup run page test test-long benchmark lab lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (again: under 3 s)
-	@$(BOOTSTRAP) tools/bootstrap.py
+	@"$(BOOTSTRAP)" tools/bootstrap.py
 
-run: setup ## run every notebook headless; NOTEBOOK=01 for one, PROFILE=full for the real models
-	@$(PYTHON_HERE) tools/run_notebooks.py $(NOTEBOOK)
+run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFILE=full for the real models
+	@$(PYTHON_HERE) tools/run_notebooks.py "$$NOTEBOOK"
+
+page: setup ## print each notebook's open page in figures: lines, first reply, first loss
+	@$(PYTHON_HERE) tools/page.py
 
 test: setup ## all tests, the notebooks' rehearsals included (short ones where the processor has no bfloat16)
 	@$(PYTHON_HERE) -m pytest tests
@@ -24,8 +28,8 @@ test-long: setup ## the tests that take longer: whole rehearsals, killed set-ups
 benchmark: setup ## measure speed, memory, learning rates and the full profile on this machine's GPU (hours)
 	@$(PYTHON_HERE) benchmarks/on_gpu.py
 
-lab: setup ## JupyterLab in this environment
-	@.finetuning/bin/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/NoteBooks
+lab: setup ## JupyterLab in this environment; OPTIONS="--port 9999 --no-browser" go to it
+	@$(PYTHON_HERE) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/NoteBooks $(AS_ROOT) $(OPTIONS)
 
 lint: setup ## what the static tests check with ruff
 	@$(PYTHON_HERE) -m ruff check . && $(PYTHON_HERE) -m ruff format --check .
@@ -33,7 +37,9 @@ lint: setup ## what the static tests check with ruff
 lock: setup ## renew requirements.lock.txt from requirements.txt
 	@$(PYTHON_HERE) tools/lock.py
 
-clean: ## remove the environment, and what the tools made in outputs/; adapters and run cards stay
+clean: ## remove the environment and what the tools made in outputs/; says what stays
 	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
+	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true
+	@echo "Downloads stay in the caches, usually ~/.cache/uv, ~/.cache/pip, ~/.cache/huggingface; rm -r removes these too."

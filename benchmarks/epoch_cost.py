@@ -1,6 +1,6 @@
 """What one epoch costs, in minutes and in money, from a record of train_step.py.
 
-    python benchmarks/epoch_cost.py benchmarks/results/train_step_h200_*.json [--rows 1000] [--price 3.00]
+    python benchmarks/epoch_cost.py benchmarks/results/train_step_*.json [--rows 1000] [--price 3.00]
 
 First for so many rows as long as the course's own samples, at the speed measured on rows of these lengths (padding,
 checkpointing and packing included; loading, evaluation and saving not). Then for the data sets that the full profile
@@ -24,7 +24,7 @@ REAL = {  # data set: the model it is for, rows, bytes, what the bytes are of, t
 }
 RECIPES = {  # what the notebook does with it
     "Qwen3-4B": ["notebook, NF4, packed"],
-    "gpt-oss-20b": ["notebook, 4 bits"],
+    "gpt-oss-20b": ["notebook, MXFP4, 16 rows", "notebook, MXFP4, no checkpointing", "notebook, 4 bits"],
     "gemma-2-9b": ["notebook, NF4", "notebook, bf16", "notebook, full fine-tuning"],
 }
 

@@ -5,7 +5,7 @@
 A step is a command of its own. What it prints goes to outputs/benchmarks/STEP.log, its record beside it; a step that
 fails is told in the table at the end and does not stop the others. The full profile runs against the stand-in Hub
 with models of the true shape and random weights, for a few steps (`FEW`). Of gpt-oss-20b there are then several
-copies below outputs/, 42 GB each in 16 bits: the repository, the Hub's cache, the merged model.
+copies below outputs/, 12 to 13 GB each: its own repository, the 4-bit one, the Hub's cache.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from notebook_code import write_with_parameters  # noqa: E402
 
 RECORDS = Path("outputs/benchmarks")
 FEW = {  # values that limit the time of a run in the full profile, and nothing else
-    "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "PROMPTS_LIMIT": 1, "TRACKER": "none"},
+    "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "TRACKER": "none"},
     "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3, "CHAT": False,
            "MAX_NEW_TOKENS": dict.fromkeys(["emoji", "cmath", "mawps", "json_only", "tool_calls", "language"], 6)},
     "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8},

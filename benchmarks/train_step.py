@@ -1,6 +1,6 @@
 """Training steps side by side: this course's recipe, the Cookbook's, and plain TRL with PEFT, at full shapes.
 
-    python benchmarks/train_step.py [--models Qwen3-4B gpt-oss-20b gemma-2-9b] [--recipes NAME …] [--tiny]
+    python benchmarks/train_step.py [--models Qwen3-4B gpt-oss-20b gemma-2-9b] [--recipes NAME …] [--profile NAME] [--tiny]
 
 Weights are random: speed and memory do not depend on their values (the routing of gpt-oss's experts is then near
 uniform). Recipes that load the same model in the same way share a process; each goes through TRL's trainer, on two
@@ -8,7 +8,8 @@ sets of rows: `even`, every row as long as the limit, for tokens/s and the share
 `real`, rows with the lengths and the supervised shares of the notebook's own samples, for supervised non-padding
 tokens/s. After the warm-up the peak memory is reset; tokens/s is from the median step (`even`) or from all of them
 (`real`). A recipe that does not fit is recorded as such, and the next one is tried. After its recipes each process
-takes a few steps at other batches and lengths, for the peak memory alone (`memory` in the record).
+takes a few steps at other batches and lengths, for the peak memory alone (`memory` in the record). `--profile` names
+the recipe of which one step is taken apart, kernel by kernel.
 
 Useful operations are 4·N a token: the forward pass, and the gradients that reach the adapters. N counts the weights
 that a token is multiplied with: the output head, but not the table of embeddings, and of gpt-oss's experts only the
@@ -24,6 +25,7 @@ import importlib.metadata
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -36,7 +38,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
-from random_models import SHAPES, make_model, write_split_nf4  # noqa: E402
+from random_models import SHAPES, configuration, copy_tokenizer, make_model, read_unpacked, write_split_nf4  # noqa: E402
 
 LENGTH = 2048
 SAMPLES = {  # rows whose lengths `real` takes
@@ -46,50 +48,76 @@ SAMPLES = {  # rows whose lengths `real` takes
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-LOADS = {  # name: library, bits of the frozen weights, all layers' experts or those of three layers as the Cookbook
-    "plain NF4": ("plain", 4, "all"),
-    "plain bf16": ("plain", 16, "all"),
-    "Cookbook": ("cookbook", 16, "three"),
-    "4 bits": ("unsloth", 4, "all"),
-    "4 bits, three layers": ("unsloth", 4, "three"),
-    "bf16": ("unsloth", 16, "all"),
-    "full": ("unsloth-full", 16, "all"),
+LOADS = {  # name: library, how the frozen weights are held, layers whose experts are adapted ("three": the Cookbook's)
+    "plain NF4": ("plain", "NF4", "all"),
+    "plain bf16": ("plain", "16 bits", "all"),
+    "Cookbook": ("cookbook", "16 bits", "three"),
+    "4 bits": ("unsloth", "NF4", "all"),  # gpt-oss: as its 4-bit repository, one layer an expert
+    "4 bits, three layers": ("unsloth", "NF4", "three"),
+    "4 bits, fused, three layers": ("unsloth", "fused NF4", "three"),
+    "MXFP4, three layers": ("unsloth", "MXFP4", "three"),
+    "MXFP4": ("unsloth", "MXFP4", "all"),
+    "MXFP4, attention": ("unsloth", "MXFP4", "none"),
+    "bf16": ("unsloth", "16 bits", "all"),
+    "full": ("unsloth-full", "16 bits", "all"),
 }
-RECIPES = {  # (model, recipe): how it is loaded, batch, accumulation, checkpointing, order of rows
-    ("Qwen3-4B", "plain TRL + PEFT, NF4"): ("plain NF4", 4, 8, True, "random"),
-    ("Qwen3-4B", "plain TRL + PEFT, bf16"): ("plain bf16", 4, 8, True, "random"),
-    ("Qwen3-4B", "notebook, NF4, packed"): ("4 bits", 4, 8, True, "packed"),
-    ("Qwen3-4B", "notebook, NF4, packed, no checkpointing"): ("4 bits", 8, 4, False, "packed"),
-    ("Qwen3-4B", "notebook, bf16, packed"): ("bf16", 4, 8, True, "packed"),
-    ("Qwen3-4B", "notebook, bf16, packed, no checkpointing"): ("bf16", 8, 4, False, "packed"),
+ROWS = {"Qwen3-4B": 32, "gpt-oss-20b": 16, "gemma-2-9b": 16}  # in one optimiser step of the samples' lengths
+RECIPES = {  # (model, recipe): how it is loaded, rows at a time (of full length, of the samples'), checkpointing, order
+    ("Qwen3-4B", "plain TRL + PEFT, NF4"): ("plain NF4", 4, 4, True, "random"),
+    ("Qwen3-4B", "plain TRL + PEFT, bf16"): ("plain bf16", 4, 4, True, "random"),
+    ("Qwen3-4B", "notebook, NF4, packed"): ("4 bits", 4, 4, True, "packed"),
+    ("Qwen3-4B", "notebook, NF4, packed, no checkpointing"): ("4 bits", 8, 8, False, "packed"),
+    ("Qwen3-4B", "notebook, bf16, packed"): ("bf16", 4, 4, True, "packed"),
+    ("Qwen3-4B", "notebook, bf16, packed, no checkpointing"): ("bf16", 8, 8, False, "packed"),
     ("gpt-oss-20b", "Cookbook, bf16"): ("Cookbook", 4, 4, True, "random"),
+    ("gpt-oss-20b", "notebook, MXFP4, 4 rows"): ("MXFP4, three layers", 4, 4, True, "like lengths"),
+    ("gpt-oss-20b", "notebook, MXFP4, 16 rows"): ("MXFP4, three layers", 16, 16, True, "like lengths"),
+    ("gpt-oss-20b", "notebook, MXFP4, no checkpointing"): ("MXFP4, three layers", 4, 16, False, "like lengths"),
+    ("gpt-oss-20b", "notebook, MXFP4, one row"): ("MXFP4, three layers", 1, 1, True, "like lengths"),
+    ("gpt-oss-20b", "notebook, MXFP4, no checkpointing, padded to eights"):
+        ("MXFP4, three layers", 4, 16, False, "like lengths, padded to eights"),
+    ("gpt-oss-20b", "MXFP4, all experts"): ("MXFP4", 4, 4, True, "like lengths"),
+    ("gpt-oss-20b", "MXFP4, all experts, no checkpointing"): ("MXFP4", 4, 16, False, "like lengths"),
+    ("gpt-oss-20b", "MXFP4, attention"): ("MXFP4, attention", 4, 4, True, "like lengths"),
+    ("gpt-oss-20b", "MXFP4, attention, no checkpointing"): ("MXFP4, attention", 8, 16, False, "like lengths"),
     ("gpt-oss-20b", "notebook, 4 bits"): ("4 bits", 4, 4, True, "like lengths"),
     ("gpt-oss-20b", "notebook, 4 bits, no checkpointing"): ("4 bits", 4, 4, False, "like lengths"),
-    ("gpt-oss-20b", "notebook, 4 bits, 16 GB card"): ("4 bits", 1, 16, True, "like lengths"),
-    ("gpt-oss-20b", "notebook, 4 bits, 16 rows at once"): ("4 bits", 16, 1, True, "like lengths"),
-    ("gpt-oss-20b", "notebook, 4 bits, padded to eights"): ("4 bits", 4, 4, True, "like lengths, padded to eights"),
     ("gpt-oss-20b", "notebook, 4 bits, the Cookbook's layers"): ("4 bits, three layers", 4, 4, True, "like lengths"),
-    ("gpt-oss-20b", "notebook, 4 bits, the Cookbook's layers, no checkpointing"):
-        ("4 bits, three layers", 4, 4, False, "like lengths"),
+    ("gpt-oss-20b", "4 bits, fused, the Cookbook's layers"):
+        ("4 bits, fused, three layers", 4, 4, True, "like lengths"),
     ("gemma-2-9b", "plain TRL + PEFT, NF4"): ("plain NF4", 4, 4, True, "random"),
     ("gemma-2-9b", "notebook, NF4"): ("4 bits", 4, 4, True, "like lengths"),
     ("gemma-2-9b", "notebook, bf16"): ("bf16", 4, 4, True, "like lengths"),
     ("gemma-2-9b", "notebook, bf16, no checkpointing"): ("bf16", 4, 4, False, "like lengths"),
-    ("gemma-2-9b", "notebook, full fine-tuning"): ("full", 1, 16, True, "like lengths"),
+    ("gemma-2-9b", "notebook, full fine-tuning"): ("full", 1, 1, True, "like lengths"),
 }  # fmt: skip
 MEMORY = [(1, 1024, True), (1, 2048, True), (8, 2048, True), (1, 1024, False), (1, 2048, False), (2, 2048, False)]
 WARM_UP, MEASURED = 2, 6  # optimiser steps
 
 
-def make(name, folder, tiny):
-    """Write a model of the shape with random bf16 weights; return its counts of weights, and sizes of its layers."""
-    import torch
+def folder_of(folder, held):
+    """Return the folder that holds a model's weights as a recipe loads them; only gpt-oss has more than one."""
+    other = Path(f"{folder}{'-unsloth-bnb-4bit' if held == 'NF4' else '-16bit' if held == 'fused NF4' else ''}")
+    return other if other.is_dir() else Path(folder)
 
-    config, model = make_model(name, folder, tiny)
-    if hasattr(config, "num_local_experts") and torch.cuda.is_available():
-        write_split_nf4(model, folder.with_name(f"{name}-unsloth-bnb-4bit"), folder)
+
+def make(name, folder, tiny, held):
+    """Write a model of the shape with random weights, held in these ways; return counts of weights, sizes of layers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make_model(name, folder, tiny)
+    if "gpt-oss" in name and torch.cuda.is_available():
+        if "NF4" in held:
+            write_split_nf4(folder, f"{folder}-unsloth-bnb-4bit")
+        if "fused NF4" in held:
+            read_unpacked(folder, "cuda").save_pretrained(f"{folder}-16bit", save_original_format=False)
+            copy_tokenizer(folder, f"{folder}-16bit")
+    config = configuration(name, tiny)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
     experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
-    whole = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    whole = sum(p.numel() for p in model.parameters())
     looked_up = 0 if config.tie_word_embeddings else model.get_input_embeddings().weight.numel()
     share = getattr(config, "num_experts_per_tok", 1) / getattr(config, "num_local_experts", 1)
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -139,12 +167,10 @@ def make_rows(lengths, count, vocabulary, limit, seed=0):
 
 def load(name, folder, limit):
     """Return (model with its adapter, tokenizer) as a recipe loads them."""
-    library, bits, layers_with_experts = LOADS[name]
+    library, held, layers_with_experts = LOADS[name]
     import torch
 
-    sparse = "gpt-oss" in str(folder)
-    split = Path(f"{folder}-unsloth-bnb-4bit")  # as upstream has it, where this run could make it
-    folder = split if bits == 4 and split.is_dir() else folder
+    sparse, in_4bit, folder = "gpt-oss" in str(folder), "NF4" in held, folder_of(folder, held)
     if library.startswith("unsloth"):
         from unsloth import FastLanguageModel
 
@@ -152,16 +178,18 @@ def load(name, folder, limit):
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=str(folder),
             max_seq_length=limit,
-            load_in_4bit=bits == 4,
+            load_in_4bit=in_4bit,
             full_finetuning=full,
             dtype=torch.bfloat16,
             use_gradient_checkpointing="unsloth",
+            use_exact_model_name=True,
         )
         if full:
             return model, tokenizer
         targets = {"target_modules": LINEAR, "target_parameters": None}
         if sparse:  # by full names, as notebooks 01 and 03 give them
-            targets = named_targets(model, "all" if layers_with_experts == "all" else three(model.config))
+            layers = {"all": "all", "three": three(model.config), "none": []}[layers_with_experts]
+            targets = named_targets(model, layers)
         return FastLanguageModel.get_peft_model(
             model,
             r=8 if sparse else 16,
@@ -175,10 +203,10 @@ def load(name, folder, limit):
     if not torch.cuda.is_available():
         raise SystemExit("Error: without Unsloth, TRL's loss runs in Triton and needs a GPU")
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 
-    options = {}
-    if bits == 4:
+    options = {"quantization_config": Mxfp4Config(dequantize=True)} if sparse else {}
+    if in_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -193,7 +221,7 @@ def load(name, folder, limit):
         attn_implementation="eager" if library == "cookbook" else "sdpa",
         **options,
     )
-    if bits == 4:
+    if in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=True)
     few = [f"{layer}.{name}" for layer in three(model.config) for name in EXPERTS]
     if library == "cookbook":
@@ -213,8 +241,8 @@ def named_targets(model, layers):
     """Return target_modules and target_parameters by notebook 01's own functions: attention, and experts of layers."""
     from notebook_code import lift
 
-    notebook = lift(PROJECT / "NoteBooks" / "01_gpt_oss_multilingual_thinking.ipynb", "adapter_targets", "as_pattern",
-                    without=("unsloth", "lingua", "trackio"))  # fmt: skip
+    notebook = lift(PROJECT / "NoteBooks" / "01_gpt_oss_multilingual_thinking.ipynb", "true_shape", "adapter_targets",
+                    "as_pattern", without=("unsloth", "lingua", "trackio"))  # fmt: skip
     notebook["MODEL"] = "the model"
     targets = notebook["adapter_targets"](model, LINEAR[:4], layers)
     return {"target_modules": notebook["as_pattern"](targets["target_modules"]),
@@ -248,8 +276,8 @@ class Power(threading.Thread):
             time.sleep(0.2)
 
 
-def watching(warm_up):
-    """Return a trainer callback that notes the time at the end of every step, and resets the peak after the warm-up."""
+def watching(warm_up, profiler=None):
+    """Return a trainer callback: the time at the end of every step, the peak from the warm-up on, a profile of the last."""
     import torch
     from transformers import TrainerCallback
 
@@ -259,9 +287,15 @@ def watching(warm_up):
         def __init__(self):
             self.times, self.power = [], Power()
 
+        def on_step_begin(self, args, state, control, **kwargs):
+            if profiler and state.global_step == args.max_steps - 1:
+                profiler.start()
+
         def on_step_end(self, args, state, control, **kwargs):
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
+            if profiler and state.global_step == args.max_steps:
+                profiler.stop()
             self.times.append(time.perf_counter())
             if len(self.times) == warm_up:
                 if torch.cuda.is_available():
@@ -271,7 +305,21 @@ def watching(warm_up):
     return Watch()
 
 
-def train(model, tokenizer, library, rows, batch, accumulation, checkpointing, how, limit, steps, warm_up, folder):
+def train(
+    model,
+    tokenizer,
+    library,
+    rows,
+    batch,
+    accumulation,
+    checkpointing,
+    how,
+    limit,
+    steps,
+    warm_up,
+    folder,
+    profiler=None,
+):
     """Train on rows, in their order; return the figures of the steps after the warm-up."""
     packed = how == "packed"
     import torch
@@ -303,7 +351,7 @@ def train(model, tokenizer, library, rows, batch, accumulation, checkpointing, h
         optim="paged_adamw_8bit" if library == "unsloth-full" else "adamw_8bit" if cuda else "adamw_torch",
         dataset_kwargs=None if packed else {"skip_prepare_dataset": True},
     )
-    watch = watching(warm_up)
+    watch = watching(warm_up, profiler)
     if library.startswith("unsloth"):
         from unsloth import FastLanguageModel
 
@@ -352,6 +400,22 @@ def train(model, tokenizer, library, rows, batch, accumulation, checkpointing, h
     return figures
 
 
+def taken_apart(model, tokenizer, folder, batch, checkpointing, limit):
+    """Return the milliseconds of the GPU's kernels in one optimiser step on even rows, the longest forty by name."""
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    rows = make_rows([(limit, limit)], 4 * batch, min(model.config.vocab_size, 49000), limit)
+    profiler = torch.profiler.profile(activities=[ProfilerActivity.CUDA])
+    figures = train(model, tokenizer, "unsloth", rows, batch, 1, checkpointing, "even", limit, 3, 1, folder, profiler)
+    kernels = [(event.key, event.self_device_time_total / 1000, event.count) for event in profiler.key_averages()
+               if event.self_device_time_total and not event.key.startswith("ProfilerStep")]  # fmt: skip
+    longest = sorted(kernels, key=lambda kernel: -kernel[1])[:40]
+    return {"batch": batch, "checkpointing": checkpointing, "tokens_per_s": figures["tokens_per_s"],
+            "busy_ms": round(sum(ms for _, ms, _ in kernels), 2), "launches": sum(count for *_, count in kernels),
+            "kernels": [[name[:200], round(ms, 3), count] for name, ms, count in longest]}  # fmt: skip
+
+
 def guarded(function, *arguments):
     """Return what a function returns, or {"error": …} where it does not fit or fails; the memory is free again."""
     import torch
@@ -368,10 +432,11 @@ def guarded(function, *arguments):
     return figures
 
 
-def measure(load_name, recipes, folder, lengths, limit, steps, memory):
-    """Return {"load": …, recipe: {"even", "real"}, "memory": […]} of the recipes that share one way of loading.
+def measure(load_name, recipes, folder, lengths, limit, steps, memory, rows_a_step, profiled):
+    """Return {"load": …, recipe: {"even", "real", "profile"}, "memory": […]} of recipes that share one way of loading.
 
-    recipes: {name: (batch, accumulation, checkpointing, order)}; memory: [(batch, length, checkpointing)].
+    recipes: {name: (rows of full length, rows of the samples' lengths, checkpointing, order)}; memory: [(batch,
+    length, checkpointing)]; profiled: the recipe to take apart, or None.
     """
     started = time.perf_counter()
     model, tokenizer = load(load_name, folder, limit)
@@ -383,10 +448,10 @@ def measure(load_name, recipes, folder, lengths, limit, steps, memory):
                        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
                        "weights_bytes": torch.cuda.memory_allocated() if cuda else 0}}  # fmt: skip
     vocabulary = min(model.config.vocab_size, 49000)
-    for name, (batch, accumulation, checkpointing, how) in recipes.items():
+    for name, (many, short, checkpointing, how) in recipes.items():
         result[name] = {}
-        for rows_name, drawn in (("even", [(limit, limit)]), ("real", lengths)):
-            per_step = 1 if rows_name == "even" else accumulation
+        for rows_name, drawn, batch in (("even", [(limit, limit)], many), ("real", lengths, short)):
+            per_step = 1 if rows_name == "even" else rows_a_step // batch
             shape, batch_now = "even" if rows_name == "even" else how, batch
             rows = order(make_rows(drawn, batch * per_step * (WARM_UP + steps), vocabulary, limit), batch, how)
             if shape == "packed":  # the same rows, many in one sequence: as many optimiser steps, of as many rows
@@ -398,6 +463,8 @@ def measure(load_name, recipes, folder, lengths, limit, steps, memory):
                                               checkpointing, shape, limit, steps, WARM_UP, folder)  # fmt: skip
             if "error" in result[name][rows_name]:
                 break
+        if name == profiled:
+            result[name]["profile"] = guarded(taken_apart, model, tokenizer, folder, many, checkpointing, limit)
         print("PART", json.dumps(result), flush=True)
     result["memory"] = []
     for batch, length, checkpointing in memory if library.startswith("unsloth") else ():
@@ -447,7 +514,7 @@ def in_child(*arguments, timeout=None):
 def child(step, *arguments):
     """Carry out one step, in the process made for it."""
     if step == "make":
-        return make(arguments[0], Path(arguments[1]), arguments[2])
+        return make(*arguments)
     if step == "rate":
         return {"tflops": matrix_rate()}
     if step == "lengths":
@@ -455,11 +522,14 @@ def child(step, *arguments):
     return measure(*arguments)
 
 
+def matrix_share(entry, report):
+    """Return the share of the card's matrix rate that a recipe's useful operations on even rows come to."""
+    return 4 * entry["useful"] * entry["even"]["median_tokens_per_s"] / 1e12 / (report["tflops"] or float("inf"))
+
+
 def table_of(report):
-    """Return the Markdown table of a report."""
-    lines = [f"{report['device']}, bf16 matrix product {report['tflops'] or 0:,.0f} TFLOP/s, "
-             + ", ".join(f"{name} {version}" for name, version in report["versions"].items()), "",
-             f"| model, recipe | batch of {report['length']:,} | tokens/s | share of the matrix rate | peak GiB | "
+    """Return the Markdown table of a report's recipes."""
+    lines = [f"| model, recipe | batch of {report['length']:,} | tokens/s | share of the matrix rate | peak GiB | "
              "J per 1,000 tokens | samples' lengths: batch × accumulation | supervised tokens/s | padding |",
              "| --- | --: | --: | --: | --: | --: | --: | --: | --: |"]  # fmt: skip
     for entry in report["results"]:
@@ -468,10 +538,10 @@ def table_of(report):
             said = (even | real)["error"].split(". ")[0]
             lines.append(f"| {entry['model']}, {entry['recipe']} | – | failed: {said} | | | | | | |")
             continue
-        share = 4 * entry["useful"] * even["median_tokens_per_s"] / 1e12 / (report["tflops"] or float("inf"))
         lines.append(
             f"| {entry['model']}, {entry['recipe']} | {even['batch'][0]} | {even['median_tokens_per_s']:,.0f} | "
-            f"{share:.0%} | {even['peak_bytes'] / 2**30:.1f} | {even.get('joules_per_1000_tokens') or 0:,.0f} | "
+            f"{matrix_share(entry, report):.0%} | {even['peak_bytes'] / 2**30:.1f} | "
+            f"{even.get('joules_per_1000_tokens') or 0:,.0f} | "
             f"{real['batch'][0]} × {real['batch'][1]} | {real['supervised_tokens_per_s']:,.0f} | "
             f"{real['padding']:.1%} |")  # fmt: skip
     return "\n".join(lines)
@@ -485,8 +555,28 @@ def memory_table_of(report):
         if "peak_bytes" in entry:
             lines.append(f"| {entry['model']}, {entry['loaded']} | {entry['batch'][0]} × {entry['length']:,} | "
                          f"{'on' if entry['checkpointing'] else 'off'} | {entry['peak_bytes'] / 2**30:.1f} | "
-                         f"{entry['median_tokens_per_s']:,.0f} |")  # fmt: skip
+                         f"{format(entry['median_tokens_per_s'], ',.0f') if 'seconds' in entry else '–'} |")  # fmt: skip
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+KERNELS = {  # kind: what the names of its kernels hold; the first that fits
+    "experts: grouped matrix products": r"GroupProblemShape|grouped",
+    "experts: unpacking MXFP4": r"mxfp4_dequant",
+    "experts: SwiGLU, sending tokens and bringing them back": r"_swiglu_|_combine_",
+    "attention": r"flex_attention|flash|fmha",
+    "all other matrix products": r"nvjet|gemm|cutlass|splitK",
+    "loss, norms, rotary positions (compiled)": r"^triton_",
+    "copies, additions, gathers, the optimiser": r"",
+}
+
+
+def kinds_of(kernels):
+    """Return {kind: (milliseconds, launches)} of a profile's [[name, milliseconds, launches]]."""
+    found = dict.fromkeys(KERNELS, (0.0, 0))
+    for name, ms, count in kernels:
+        kind = next(kind for kind, pattern in KERNELS.items() if re.search(pattern, name))
+        found[kind] = (found[kind][0] + ms, found[kind][1] + count)
+    return found
 
 
 def cost_of_a_batch(entry):
@@ -505,7 +595,7 @@ def cost_of_a_batch(entry):
 
 
 def chosen_recipes(model, parts):
-    """Return {way of loading: {recipe: (batch, accumulation, checkpointing, order)}} of a model's recipes."""
+    """Return {way of loading: {recipe: (full rows, short rows, checkpointing, order)}} of a model's recipes."""
     groups = {}
     for (name, recipe), (load_name, *setting) in RECIPES.items():
         if name == model and (not parts or any(part in recipe for part in parts)):
@@ -517,6 +607,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--recipes", nargs="+", help="only recipes whose name contains one of these")
+    parser.add_argument("--profile", help="the recipe of which one step is taken apart")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the steps for the peak memory alone")
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--steps", type=int, default=MEASURED)
     parser.add_argument("--folder", type=Path, help="where the random weights go; removed afterwards")
@@ -531,26 +623,29 @@ def main():
         print("RESULT", json.dumps(child(step, *values)))
         return 0
     length, work = (128 if arguments.tiny else arguments.length), Path(tempfile.mkdtemp(dir=arguments.folder))
-    memory = [(1, 64, True), (2, 128, False)] if arguments.tiny else MEMORY
+    memory = [] if arguments.no_memory else [(1, 64, True), (2, 128, False)] if arguments.tiny else MEMORY
     import torch
 
     versions = {name: importlib.metadata.version(name)
                 for name in ("unsloth", "torch", "transformers", "trl", "peft", "bitsandbytes")}  # fmt: skip
-    report = {"device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU", "versions": versions,
+    report = {"device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU",
+              "date": time.strftime("%Y-%m-%d"), "versions": versions,
               "length": length, "tiny": arguments.tiny, "tflops": in_child("rate")["tflops"], "results": [], "memory": []}  # fmt: skip
     arguments.output.mkdir(parents=True, exist_ok=True)
     target = arguments.output / f"{arguments.name}{'-tiny' * arguments.tiny}.json"
     try:
         for name in arguments.models:
             folder = work / name
-            shape, lengths = in_child("make", name, str(folder), arguments.tiny), in_child("lengths", name)
+            chosen = chosen_recipes(name, arguments.recipes)
+            held = sorted({LOADS[load_name][1] for load_name in chosen})
+            shape, lengths = in_child("make", name, str(folder), arguments.tiny, held), in_child("lengths", name)
             if "error" in shape | lengths:
                 raise SystemExit(f"train_step: {name} could not be made: {(shape | lengths)['trace']}")
             shape.pop("said")
-            for load_name, recipes in chosen_recipes(name, arguments.recipes).items():
+            for load_name, recipes in chosen.items():
                 started = time.perf_counter()
                 found = in_child("measure", load_name, recipes, str(folder), lengths["lengths"], length,
-                                 arguments.steps, memory)  # fmt: skip
+                                 arguments.steps, memory, ROWS[name], arguments.profile)  # fmt: skip
                 print(f"{name}, {load_name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
                 if "trace" in found or arguments.verbose:
                     print(found.get("trace") or found["said"], file=sys.stderr, flush=True)
@@ -565,7 +660,8 @@ def main():
                 shutil.rmtree(made, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print(f"{table_of(report)}\n\n{memory_table_of(report)}")
+    print(f"{report['device']}, bf16 matrix product {report['tflops'] or 0:,.0f} TFLOP/s\n\n{table_of(report)}\n\n"
+          f"{memory_table_of(report)}")  # fmt: skip
     return 1 if any("error" in (entry | entry.get("even", {}) | entry.get("real", {}))
                     for entry in report["results"]) else 0  # fmt: skip
 

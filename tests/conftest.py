@@ -81,12 +81,13 @@ def notebook_cells():
         namespace = {} if namespace is None else namespace
         directory = Path.cwd()
         os.chdir(PROJECT / "NoteBooks")
+        cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
         try:
-            for number, source in enumerate(code_cells(path)):
-                if until in source:
+            for number, cell in enumerate(cells):
+                if until in cell.source:
                     return namespace
-                exec(compile(source, f"{path.name} cell {number + 1}", "exec"), namespace)
-                if number == 0:
+                exec(compile(cell.source, f"{path.name} cell {number + 1}", "exec"), namespace)
+                if "parameters" in cell.metadata.get("tags", []):
                     namespace.update(overrides)
         finally:
             os.chdir(directory)
@@ -97,8 +98,14 @@ def notebook_cells():
 
 @pytest.fixture(scope="session")
 def setup_01(notebook_01, notebook_cells, tmp_path_factory):
-    """The namespace of notebook 01 after its setup and data sections: no model, no training."""
-    return notebook_cells(notebook_01, "def weight_gib", TRACKER="none")
+    """The namespace of notebook 01 with its workshop and the functions of its data section: no model, no training."""
+    namespace = notebook_cells(notebook_01, 'print(f"profile {PROFILE}', TRACKER="none")
+    for source in code_cells(notebook_01):
+        for node in ast.parse(source).body:
+            names = {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
+            if names & {"COLUMNS", "ROLES"} or (isinstance(node, ast.FunctionDef) and node.name not in namespace):
+                exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_01.name, "exec"), namespace)
+    return namespace
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +128,7 @@ def setup_02(notebook_02, notebook_cells, tokenizers):
 
 def forget_claim(folder):
     """Remove an output folder that a test has claimed for its parameters, if no run has written into it."""
-    if [path.name for path in folder.iterdir()] == ["configuration.sha256"]:
+    if not {path.name for path in folder.iterdir()} - {"configuration.json", "configuration.sha256", ".running"}:
         shutil.rmtree(folder)
 
 

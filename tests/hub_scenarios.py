@@ -35,7 +35,7 @@ def notebook(number):
     """Return a namespace with a notebook's own road to the Hub, its data and its model."""
     from notebook_code import lift
 
-    names = {"01": ["check_model", "weight_gib", "read_rows", "verify_download"], "02": ["read_source", "read_lines", "verify_download"],
+    names = {"01": ["check_model", "PACKED", "packing", "weights_of", "weight_gib", "read_rows", "read_jsonl", "verify_download"], "02": ["read_source", "read_lines", "verify_download"],
              "04": ["read_rows", "verify_download"]}[number]  # fmt: skip
     path = next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb"))
     heavy = ("unsloth", "trl", "peft", "lingua", "matplotlib", "IPython", "safetensors", "ipywidgets", "emoji")
@@ -126,7 +126,8 @@ class Scenarios:
 
         names = {other for name in self.models for other in stand_in_hub.relatives(name)}
         configurations = {name: AutoConfig.from_pretrained(name.lower()) for name in names}
-        return {name: hasattr(config, "quantization_config") for name, config in configurations.items()}
+        return {name: getattr(config, "quantization_config", {}).get("quant_method")
+                for name, config in configurations.items()}  # fmt: skip
 
     def nothing_of_that_name(self):
         from huggingface_hub import HfApi, hf_hub_download

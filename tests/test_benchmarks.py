@@ -12,6 +12,7 @@ from conftest import NOTEBOOKS, PROJECT, lift
 from notebook_code import parameters_of
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
+HEAVY = ("unsloth", "trl", "lingua", "trackio")
 
 
 def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
@@ -32,54 +33,46 @@ def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
 # What is measured on a GPU: the arithmetic around it, and the committed records
 
 
-RECORDS = sorted((PROJECT / "benchmarks" / "results").glob("train_step_h200_*.json"))
+RECORDS = sorted((PROJECT / "benchmarks" / "results").glob("train_step_*.json"))
+
+
+def entries_of(card):
+    """Return {recipe: entry} of a record by its name."""
+    report = json.loads((PROJECT / "benchmarks" / "results" / f"train_step_{card}.json").read_text())
+    return {entry["recipe"]: entry for entry in report["results"]}
 
 
 def test_the_tables_are_those_of_the_committed_records():
-    """Every figure of the tables in benchmarks/README.md comes from a record in benchmarks/results/."""
-    import learning_rates
+    """benchmarks/tables.py would write both pages as they are; what it writes comes from the records."""
+    import tables
     import train_step
 
-    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    for page in tables.PAGES:
+        assert tables.fill(page.read_text()) == page.read_text(), f"{page.name}: run benchmarks/tables.py"
+    marks = [mark for page in tables.PAGES for mark in re.findall(r"<!-- table: (\w+) -->", page.read_text())]
+    assert sorted(marks) == sorted(tables.TABLES)
+    lines = tables.training().splitlines()
+    assert len([line for line in lines if line.startswith(tuple(f"| {model}" for model in train_step.SHAPES))]) == 19
+    assert len(tables.memory().splitlines()) == 2 + 44 and len(tables.decoding().splitlines()) == 2 + 5
     sweep = json.loads((PROJECT / "benchmarks" / "results" / "learning_rates.json").read_text())
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
     assert f"{sweep['made']} of the {sweep['planned']} planned runs" in page and sweep["made"] == len(sweep["runs"])
-    for name, entries in learning_rates.summarise(sweep["runs"]).items():
-        (line,) = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
-        shown = [float(cell) for cell in line.split("|")[3:] if cell.strip()]
-        assert shown == [round(entry["loss"]["median"], 3) for entry in entries.values() if "loss" in entry], name
-    lines = [line for path in RECORDS for line in train_step.table_of(json.loads(path.read_text())).splitlines()]
-    measured = [line for line in lines if line.startswith(tuple(f"| {model}" for model in train_step.SHAPES))]
-    assert len(measured) == 14 and all(line in page for line in measured)
-    grids = [train_step.memory_table_of(json.loads(path.read_text())) for path in RECORDS]
-    points = [line for grid in grids for line in grid.splitlines() if line.startswith("| ")][1:]
-    assert len(points) > 24 and all(line in page for line in points)
 
 
 def test_an_epoch_costs_what_the_speed_says():
-    """Minutes and money in the page are rows x mean tokens over the measured speed, at the stated price."""
+    """Minutes and money are rows x mean tokens over the measured speed, at the stated price."""
     import epoch_cost
-    import train_step
 
-    page = (PROJECT / "benchmarks" / "README.md").read_text()
-    means = {name: sum(whole for whole, _ in train_step.lengths_of(name)) / len(train_step.lengths_of(name))
-             for name in train_step.SHAPES}  # fmt: skip
-    lines = [line for path in RECORDS for line in epoch_cost.costs(json.loads(path.read_text()), means, 1000, 3.0)]
-    assert len(lines) == 13
-    for model, recipe, minutes, money in lines:
-        assert f"| {model}, {recipe} | {minutes:.1f} | {money:.2f} |" in page
     report = {"results": [{"model": "m", "recipe": "r", "real": {"nonpadding_tokens_per_s": 500.0}},
                           {"model": "m", "recipe": "failed", "real": {"error": "no"}}]}  # fmt: skip
     assert epoch_cost.costs(report, {"m": 30.0}, 1000, 6.0) == [("m", "r", 1.0, 0.1)]
 
 
 def test_an_epoch_of_the_real_data_sets():
-    """The page's table is what the records give; an estimate scales words by bytes, and the template not."""
+    """An estimate scales words by bytes, and the template not."""
     import epoch_cost
     import train_step
 
-    page = (PROJECT / "benchmarks" / "README.md").read_text()
-    table = epoch_cost.real_table(epoch_cost.real_costs([json.loads(path.read_text()) for path in RECORDS], 3.0))
-    assert len(table.splitlines()) == 9 and table in page
     ours = train_step.lengths_of("gemma-2-9b")
     shortest, mean, longest = min(ours)[0], sum(tokens for tokens, _ in ours) / len(ours), max(ours)[0]
     assert shortest < mean < longest < epoch_cost.real_tokens("GSM8K, main") / 7473 < 3 * mean
@@ -87,71 +80,145 @@ def test_an_epoch_of_the_real_data_sets():
     assert epoch_cost.real_tokens("CMATH") == pytest.approx(1698 * sum(tokens for tokens, _ in cmath) / len(cmath))
 
 
-def test_what_padding_and_short_batches_cost(notebook_01):
-    """Padding to FlexAttention's blocks gives the padding that was measured; two points give a batch's fixed cost."""
+def test_the_page_s_sentences_are_what_was_measured():
+    """Ratios and figures in the prose of benchmarks/README.md, and the padding that FlexAttention's blocks give."""
     import epoch_cost
     import train_step
 
     page = (PROJECT / "benchmarks" / "README.md").read_text()
-    report = json.loads((PROJECT / "benchmarks" / "results" / "train_step_h200_gpt-oss.json").read_text())
-    measured = {entry["recipe"]: entry for entry in report["results"]}
+    now, before, qwen = entries_of("h100_gpt-oss"), entries_of("h200_gpt-oss"), entries_of("h200_qwen3")
+    four, sixteen, fastest, eights, peer = (now[name] for name in (
+        "notebook, MXFP4, 4 rows", "notebook, MXFP4, 16 rows", "notebook, MXFP4, no checkpointing",
+        "notebook, MXFP4, no checkpointing, padded to eights", "Cookbook, bf16"))  # fmt: skip
+
+    def times(entry, other, part="even", figure="median_tokens_per_s"):
+        return f"{entry[part][figure] / other[part][figure]:.1f}"
+
+    learnt = ("real", "supervised_tokens_per_s")
+    assert f"{times(four, peer)} times the Cookbook's tokens a second in {four['even']['peak_bytes'] / 2**30:.1f} GiB" in page  # fmt: skip
+    assert f"without gradient checkpointing {times(fastest, peer)} times, in less memory" in page
+    assert fastest["even"]["peak_bytes"] < peer["even"]["peak_bytes"]
+    seconds = [f"{one['real']['seconds'] / one['real']['steps']:.1f} s" for one in (four, sixteen)]
+    assert f"takes {seconds[0]} four at a time and {seconds[1]} all at once" in page
+    figures = [f"{one['real'][learnt[1]]:,.0f}" for one in (before["Cookbook, bf16"], fastest, eights)]
+    assert f"made {figures[0]} supervised tokens a second, and against that figure {figures[1]} would be " \
+           f"{times(fastest, before['Cookbook, bf16'], *learnt)} times instead of {times(fastest, peer, *learnt)}" in page  # fmt: skip
+    assert f"({figures[2]} supervised tokens a second against {figures[1]})" in page
+    split, split_fast = before["notebook, 4 bits"], before["notebook, 4 bits, no checkpointing"]
+    assert f"made {times(split, before['Cookbook, bf16'])} and {times(split_fast, before['Cookbook, bf16'])} times" in page  # fmt: skip
+    plain, packed, packed_fast = (qwen[name] for name in (
+        "plain TRL + PEFT, NF4", "notebook, NF4, packed", "notebook, NF4, packed, no checkpointing"))  # fmt: skip
+    assert f"make {times(packed, plain, *learnt)} times the supervised tokens a second" in page
+    assert f"{times(packed_fast, plain, *learnt)} times without checkpointing" in page
+    assert f"on full rows {times(packed, plain)} and {times(packed_fast, plain)} times" in page
+    assert "gpt-oss expert LoRA on 48 projection list(s)" in json.loads(RECORDS[-2].read_text()).get("note", "")
+
     lengths = train_step.lengths_of("gpt-oss-20b")
 
-    def padding(how, multiple):
+    def padding(how, multiple, batch):
         steps = train_step.WARM_UP + train_step.MEASURED
         rows = [len(row["input_ids"]) for row in train_step.order(
-            train_step.make_rows(lengths, 16 * steps, 49000, train_step.LENGTH), 4, how)][16 * train_step.WARM_UP:]  # fmt: skip
-        padded = sum(4 * -(-max(rows[k : k + 4]) // multiple) * multiple for k in range(0, len(rows), 4))
+            train_step.make_rows(lengths, 16 * steps, 49000, train_step.LENGTH), batch, how)][16 * train_step.WARM_UP:]  # fmt: skip
+        padded = sum(batch * -(-max(rows[k : k + batch]) // multiple) * multiple for k in range(0, len(rows), batch))
         return 1 - sum(rows) / padded
 
-    assert padding("random", 1) == pytest.approx(measured["Cookbook, bf16"]["real"]["padding"])
-    assert padding("like lengths", 128) == pytest.approx(measured["notebook, 4 bits"]["real"]["padding"])
-    assert f"multiples of 8 would give {padding('like lengths', 8):.1%}".replace("%", " %") in page
-    assert f"no multiple {padding('like lengths', 1):.1%}".replace("%", " %") in page
-    shown = {}
-    for recipe in ("notebook, 4 bits", "notebook, 4 bits, no checkpointing", "Cookbook, bf16"):
-        seconds, microseconds = train_step.cost_of_a_batch(measured[recipe])
-        shown[recipe] = (seconds, microseconds / 1e6)
-        for text in (page, notebook_01.read_text(encoding="utf-8")) if "no checkpointing" not in recipe else (page,):
-            assert re.search(rf"{seconds:.2f} s (whatever its size, )?and {microseconds:.0f} µs", text), recipe
-    (fixed, token), (slow_fixed, slow_token) = shown["notebook, 4 bits"], shown["Cookbook, bf16"]
-    ratio = (slow_fixed + 32768 * slow_token) / (fixed + 32768 * token)
-    assert f"about {round(32768 / (fixed + 32768 * token), -2):,.0f} tokens/s, {ratio:.1f} times the Cookbook's" in page
-    assert f"{fixed + 16 * 256 * token:.1f} s instead of {4 * (fixed + 4 * 256 * token):.1f} s" in page
-    assert (
-        "Stacked gpt-oss expert LoRA on 48 projection list(s)" in report["note"] and "48 stacks for 24 layers" in page
-    )
-    memory = lift(notebook_01, "layer_bytes", "step_bytes", without=("unsloth", "trl", "lingua", "trackio"))
-    entry = measured["notebook, 4 bits, no checkpointing"]
-    short = [16, max(lengths)[0], False]  # all rows of a step at once: what "auto" tries first, and takes if it fits
-    held = entry["weights_bytes"] - 4 * entry["trained"]
-    predicted = memory["step_bytes"](types.SimpleNamespace(**entry["sizes"]), held, entry["trained"], *short)
-    assert predicted < 0.9 * 78 * 2**30
+    assert padding("random", 1, 4) == pytest.approx(peer["real"]["padding"])
+    assert padding("like lengths", 128, 4) == pytest.approx(four["real"]["padding"])
+    assert padding("like lengths", 128, 16) == pytest.approx(fastest["real"]["padding"])
+    assert padding("like lengths", 8, 16) == pytest.approx(eights["real"]["padding"])
+    assert f"{fastest['real']['padding']:.1%} of the tokens of our short rows".replace("%", " %") in page
+    assert f"Padded to multiples of 8 it is {eights['real']['padding']:.1%}".replace("%", " %") in page
     mean = sum(length for length, _ in lengths) / len(lengths)
     assert round(epoch_cost.real_tokens("Multilingual-Thinking") / 1000 / mean) == 6  # "about six times as long"
 
 
+def test_what_a_step_is_made_of():
+    """The kinds of kernels take up what was recorded; the sentences under the table follow from it."""
+    import train_step
+
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    entry = entries_of("h100_gpt-oss")["notebook, MXFP4, no checkpointing"]
+    taken, sizes = entry["profile"], entry["sizes"]
+    kinds = train_step.kinds_of(taken["kernels"])
+    assert sum(ms for ms, _ in kinds.values()) == pytest.approx(sum(ms for _, ms, _ in taken["kernels"]))
+    step = 1000 * entry["even"]["seconds"] / entry["even"]["steps"]
+    grouped, other = kinds["experts: grouped matrix products"][0], kinds["all other matrix products"][0]
+    tokens, h, m = 4 * 2048, sizes["hidden_size"], sizes["intermediate_size"]
+    operations = 2 * 2 * sizes["num_experts_per_tok"] * 3 * h * m * sizes["num_hidden_layers"] * tokens
+    rate = operations / grouped / 1e9
+    assert f"about {round(rate, -1):.0f} TFLOP/s, {rate / 774.4:.0%}".replace("%", " %") in page
+    assert 0.34 < (grouped + other) / step < 0.38  # "little more than a third"
+    assert 0.13 < 1 - taken["busy_ms"] / step < 0.155  # "a seventh"
+    assert kinds["copies, additions, gathers, the optimiser"][0] > other
+    assert 0.085 < kinds["experts: unpacking MXFP4"][0] / step < 0.105  # "a tenth"
+    (adds,) = [k for k in taken["kernels"] if "CUDAFunctor_add<c10::BFloat16>" in k[0]]
+    (copies,) = [k for k in taken["kernels"] if "bfloat16_copy_kernel" in k[0]]
+    assert f"{adds[2]} single additions and {copies[2]} conversions between formats take {adds[1] + copies[1]:.0f} ms" in page  # fmt: skip
+    assert f"{taken['launches']:,} launches a step" in page
+
+
+PACKINGS = {"MXFP4": "mxfp4", "NF4": "bitsandbytes"}  # what a gpt-oss repository says of itself; the fused one nothing
+
+
+def configuration_of(entry):
+    """Return a model's configuration as step_bytes reads it, from an entry of a record."""
+    import train_step
+
+    config, held = types.SimpleNamespace(**entry["sizes"]), train_step.LOADS[entry["loaded"]][1]
+    if "gemma-2" in entry["model"]:
+        config.attn_logit_softcapping = 50.0
+    if "gpt-oss" in entry["model"] and held in PACKINGS:
+        config.quantization_config = {"quant_method": PACKINGS[held]}
+    return config
+
+
 def test_the_notebooks_predict_every_measured_peak(notebook_01):
-    """step_bytes lies within 15 % of the peak of every LoRA step that was measured on a GPU, and the page says how far."""
-    predict = lift(notebook_01, "layer_bytes", "step_bytes", without=("unsloth", "trl", "lingua", "trackio"))[
-        "step_bytes"
-    ]
+    """step_bytes lies within 10 % of the peak of every LoRA step that was measured on a GPU, and the page says how far."""
+    import train_step
+
+    predict = lift(notebook_01, "packing", "layer_bytes", "step_bytes", without=HEAVY)["step_bytes"]
     ratios = []
     for record in (json.loads(path.read_text()) for path in RECORDS):
         points = [(entry, entry["even"], record["length"], "no checkpointing" not in entry["recipe"])
-                  for entry in record["results"]]  # fmt: skip
+                  for entry in record["results"] if "even" in entry]  # fmt: skip
         points += [(entry, entry, entry["length"], entry["checkpointing"]) for entry in record["memory"]]
         for entry, figures, length, checkpointing in points:
-            if entry["loaded"] in ("4 bits", "bf16") and "peak_bytes" in figures:
-                config = types.SimpleNamespace(**entry["sizes"])
-                if "gemma-2" in entry["model"]:
-                    config.attn_logit_softcapping = 50.0
+            if train_step.LOADS[entry["loaded"]][0] == "unsloth" and "peak_bytes" in figures:
                 held = entry["weights_bytes"] - 4 * entry["trained"]
-                predicted = predict(config, held, entry["trained"], figures["batch"][0], length, checkpointing)
+                setting = (figures["batch"][0], length, checkpointing)
+                predicted = predict(configuration_of(entry), held, entry["trained"], *setting)
                 ratios.append(predicted / figures["peak_bytes"])
-    assert len(ratios) == 32 and 0.85 < min(ratios) and max(ratios) < 1.15
+    assert len(ratios) == 53 and min(ratios) > 0.9 and max(ratios) < 1.1
     page = (PROJECT / "benchmarks" / "README.md").read_text()
-    assert f"predicted by measured between {min(ratios):.2f} and {max(ratios):.2f}" in page
+    assert f"({len(ratios)} settings): predicted by measured between {min(ratios):.2f} and {max(ratios):.2f}" in page
+
+
+def test_the_notebooks_predict_what_a_model_takes(notebook_01):
+    """weight_gib lies within 4 % of what every loaded model held on a GPU, packed or not."""
+    import train_step
+    from random_models import configuration
+
+    space = lift(notebook_01, "PACKED", "packing", "weights_of", "weight_gib", without=HEAVY)
+    space["DEVICE"], ratios = "a GPU", {}
+    for entry in (entry for path in RECORDS for entry in json.loads(path.read_text())["results"]):
+        library, held, _ = train_step.LOADS[entry["loaded"]]
+        if library == "unsloth" and "trained" in entry:
+            config = configuration(entry["model"])
+            config.quantization_config = getattr(configuration_of(entry), "quantization_config", None)
+            measured = (entry["weights_bytes"] - 4 * entry["trained"]) / 2**30
+            ratios[entry["model"], held] = space["weight_gib"](config, held == "NF4") / measured
+    assert len(ratios) == 6 and 0.96 < min(ratios.values()) and max(ratios.values()) < 1.04, ratios
+
+
+def test_the_notebooks_plan_decoding_from_memory(notebook_01):
+    """In the memory that a batch took, decode_batch would have allowed at most that batch, and not much less."""
+    plan = lift(notebook_01, "packing", "layer_bytes", "decode_batch", without=HEAVY)["decode_batch"]
+    taken = [one for path in RECORDS for one in json.loads(path.read_text()).get("decoding", [])]
+    for one in taken:
+        extra = one["peak_bytes"] - one["held_bytes"]
+        rows = plan(configuration_of(one), extra / 0.8, one["prompt"], one["new"])
+        assert 0.55 * one["rows"] <= rows <= one["rows"], (one["loaded"], one["rows"], rows)
+    assert len(taken) == 5
 
 
 def test_the_rehearsals_table_is_that_of_its_record():
@@ -306,7 +373,9 @@ def test_speeds_on_a_cpu_are_those_of_its_record():
         assert sources.count(f'SmolLM2-135M, {words}\\": {speed:.0f},') == 3
     minutes = [round(card["phases"]["whole notebook"]["seconds"] / 60) for card in record["with bfloat16"].values()]
     readme = (PROJECT / "README.md").read_text()
-    assert f"took {minutes[0]}, {minutes[1]}, {minutes[2]} and {minutes[3]} minutes" in readme
+    assert (
+        f"took {minutes[1]}, {minutes[2]} and {minutes[3]} minutes" in readme
+    )  # 01's card is of such a processor itself
     memory = [f"{one['measured_bytes'] / 2**20:,.0f}" for one in
               (record["with bfloat16"]["04"]["memory"][method] for method in ("lora", "qlora", "full"))]  # fmt: skip
     assert f"{memory[0]}, {memory[1]} and {memory[2]} MiB" in readme

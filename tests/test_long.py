@@ -42,7 +42,6 @@ def test_training_killed_midway_goes_on_where_it_was(tmp_path):
         "MAX_NEW_TOKENS": 4,
         "SEED": 7,
         "TRACKER": "none",
-        "PROMPTS_LIMIT": 1,
     }
     try:
         write(path, **values)
@@ -67,10 +66,11 @@ def test_training_killed_midway_goes_on_where_it_was(tmp_path):
         history = json.loads((output / "adapter" / "training.json").read_text())["log_history"]
         steps = [entry["step"] for entry in history if "loss" in entry]
         assert steps == list(range(1, 25))
+        assert [entry["step"] for entry in history if "eval_loss" in entry] == [0, 12, 24]  # each once
         assert [entry for entry in history if "loss" in entry][:8] == [entry for entry in first if "loss" in entry]
         executed = nbformat.read(tmp_path / "executed.ipynb", as_version=4)
         printed = "".join(o.get("text", "") for cell in executed.cells for o in cell.get("outputs", []))
-        assert "ours: resumed at step 8, 24 steps" in printed
+        assert "going on from checkpoint-8" in printed
     finally:
         path.unlink(missing_ok=True)
 

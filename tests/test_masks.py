@@ -19,17 +19,8 @@ TOOL = [
     {"role": "tool", "content": "no"},
     {"role": "assistant", "thinking": "Kein Regen.", "content": "No."},
 ]  # fmt: skip
-NAMES = ["NotebookError", "find_response_markers", "label_rows", "complete_mask", "check_masks", "supervised_text"]
-NAMES += [
-    "tokenize_rows",
-    "render",
-    "show_mask",
-    "reasoning_share",
-    "compare_with_trl",
-    "wilson",
-    "trl_template",
-    "clean_messages",
-]
+NAMES = ["NotebookError", "find_response_markers", "label_rows", "complete_mask", "check_masks", "supervised_text", "tokenize_rows",
+         "keep_as_text", "left_out", "render", "show_mask", "reasoning_share", "compare_with_trl", "clean_messages"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def masks(notebook_01, tokenizers):
     """Return f(family) → the notebook's mask functions bound to that family's tokenizer."""
 
     def bind(family):
-        namespace = lift(notebook_01, *[name for name in NAMES if name != "trl_template"])
+        namespace = lift(notebook_01, *NAMES)
         tokenizer = copy.deepcopy(tokenizers[family])
         namespace["tokenizer"] = tokenizer
         namespace["MAX_LENGTH"] = 2048
@@ -143,6 +134,15 @@ def test_rows_that_type_control_tokens_are_refused_and_counted(masks):
         attack = [*ROW[:2], {**ROW[2], key: text}]
         kept, dropped, _ = nb.tokenize_rows([ROW, attack])
         assert len(kept) == 1 and dropped == {"control token typed in the text": 1}
+
+
+def test_a_row_that_the_template_cuts_short_is_refused_counted_and_named(masks, capsys):
+    nb = masks("gpt-oss")
+    call = TOOL[1]["tool_calls"][0]
+    two_calls = [TOOL[0], {"role": "assistant", "tool_calls": [call, call]}, *TOOL[2:]]
+    kept, dropped, _ = nb.tokenize_rows([ROW, two_calls, TOOL])
+    assert len(kept) == 2 and dropped == {"the template leaves something out": 1}
+    assert "row 2: the template leaves out the tool call 2 of message 2 (assistant)" in capsys.readouterr().out
 
 
 def test_long_rows_are_dropped_and_the_sentence_names_the_length_that_keeps_99_percent(masks):

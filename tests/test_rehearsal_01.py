@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from conftest import PROJECT, run_notebook_with
+from conftest import PROJECT, read_jsonl, run_notebook_with
 
 pytestmark = pytest.mark.notebook
 
@@ -24,8 +24,8 @@ def test_it_runs_to_the_end_and_reports(rehearsal_01):
     result, card, executed = rehearsal_01
     assert result.returncode == 0, result.stderr[-3000:]
     assert "01 · Teach gpt-oss" in result.stderr and "7 After: did it work?" in result.stderr
-    before, after = (value(card, when, "reasoning_language_fidelity") for when in ("before", "after"))
-    assert f"reasoning_language_fidelity {before:.0%} → {after:.0%}" in result.stdout
+    before, after = (value(card, when, "fidelity_beyond_english") for when in ("before", "after"))
+    assert f"fidelity_beyond_english {before:.0%} → {after:.0%}" in result.stdout
     assert re.search(r"outputs/executed/01_\w+_executed\.ipynb", result.stdout)
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
@@ -33,58 +33,95 @@ def test_it_runs_to_the_end_and_reports(rehearsal_01):
 
 def test_the_base_speaks_harmony_and_reasons_in_english(whole_card):
     assert value(whole_card, "before", "harmony_parsed") >= 0.9
-    assert 0.2 <= value(whole_card, "before", "reasoning_language_fidelity") <= 0.25
-    assert value(whole_card, "prompted", "reasoning_language_fidelity") <= 0.4
+    assert value(whole_card, "before", "fidelity_beyond_english") <= 0.1
+    assert value(whole_card, "prompted", "fidelity_beyond_english") <= 0.3
 
 
 def test_the_tuned_model_reasons_in_the_language_asked_for(whole_card):
     after = whole_card["metrics"]["after"]
-    assert after["harmony_parsed"]["value"] >= 0.9
+    assert after["harmony_parsed"]["value"] >= 0.95
     assert after["reasoning_language_fidelity"]["value"] >= 0.85
-    assert (
-        after["reasoning_language_fidelity"]["low"]
-        > whole_card["metrics"]["before"]["reasoning_language_fidelity"]["high"]
-    )
+    assert after["fidelity_beyond_english"]["n"] == 32
     assert all(share["n"] == 40 for name, share in after.items() if name.startswith(("harmony", "reasoning_language")))
+    found = finding(whole_card, "Reasoning in a language other than English, where one was asked for, base to tuned")
+    assert found["p_holm"] < 0.001 and found["gained"] >= 26 and found["low"] > 0.5
+
+
+def finding(card, beginning):
+    return next(entry for entry in card["findings"] if entry["finding"].startswith(beginning))
 
 
 def test_the_mask_decides(whole_card):
     after = whole_card["metrics"]["after"]
     assert after["reasoning_supervised"]["value"] == 1.0
     assert after["reasoning_supervised_by_unsloth_detection"]["value"] == 0.0
-    with_detection = after["reasoning_language_fidelity_with_unsloth_detection"]
-    assert with_detection["high"] < after["reasoning_language_fidelity"]["low"]
+    against = finding(whole_card, "Reasoning in a language other than English, detected mask against ours")
+    assert against["p_holm"] < 0.001 and against["gained"] >= 26
+    losses = whole_card["validation_losses"]
+    assert losses["ours"]["ours"]["high"] < losses["untrained"]["ours"]["low"]
+    assert losses["ours"]["ours"]["value"] < losses["detected"]["ours"]["value"]
+
+
+def test_findings_say_what_their_numbers_say(any_card):
+    """Each sentence's direction is that of its counts, and nothing rose or fell that the test does not show."""
+    assert len(any_card["findings"]) >= 12
+    for entry in any_card["findings"]:
+        if "p" not in entry:
+            sure = entry["low"] > 0 or entry["high"] < 0
+            assert (" by " in entry["finding"]) == sure
+            continue
+        assert entry["after"] - entry["before"] == entry["gained"] - entry["lost"]
+        assert f"{entry['before']} → {entry['after']} of {entry['n']}" in entry["finding"]
+        word = "no difference" if entry["p"] >= 0.05 else "rose" if entry["gained"] > entry["lost"] else "fell"
+        assert word in entry["finding"] and entry["p"] <= entry["p_holm"] <= 1
+
+
+PARITY = {
+    "untrained_adapter_changes_nothing",
+    "disabled_adapter_is_the_base",
+    "merged_within_tolerance",
+    "reloaded_adapter_same_text",
+}
 
 
 def test_parity(any_card):
-    assert any_card["parity"] == {
-        "untrained_adapter_changes_nothing": True,
-        "disabled_adapter_is_the_base": True,
-        "merged_within_tolerance": True,
-        "reloaded_adapter_same_text": True,
-    }
+    assert any_card["parity"] == dict.fromkeys(PARITY, True)
     assert any_card["trainable_parameters"]["predicted"] == any_card["trainable_parameters"]["actual"] > 0
 
 
 def test_the_run_card_has_every_field_of_the_contract(any_card):
     for field in ("notebook", "profile", "started", "versions", "device", "seed", "parameters", "model", "dataset", "template_sha256",
-                  "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics"):  # fmt: skip
+                  "markers", "rows", "supervised_share", "trainable_parameters", "phases", "parity", "metrics", "findings"):  # fmt: skip
         assert any_card[field] not in (None, "", {}), field
     assert any_card["markers"] == {"instruction": "<|start|>user<|message|>", "response": "<|start|>assistant"}
     assert any_card["rows"]["kept"] > 200 and any_card["rows"]["dropped"] == {}
     assert all(phase["peak_bytes"] > 0 for phase in any_card["phases"].values())
     for metrics in any_card["metrics"].values():
-        for share in metrics.values():
-            assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1 and share["n"] > 0
+        for name, share in metrics.items():
+            assert 0 <= share["value"] <= 1 and share["n"] > 0
+            if not name.startswith("reasoning_supervised"):  # a count of all tokens has no interval
+                assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+
+
+def folder_of(card):
+    candidates = PROJECT.glob("outputs/01_gpt_oss_multilingual_thinking*/run_card.json")
+    return next(path.parent for path in candidates if json.loads(path.read_text()) == card)
 
 
 def test_what_it_left_on_disk(card):
-    candidates = PROJECT.glob("outputs/01_gpt_oss_multilingual_thinking*/run_card.json")
-    folder = next(path.parent for path in candidates if json.loads(path.read_text()) == card)
+    folder = folder_of(card)
     assert (folder / "adapter" / "adapter_model.safetensors").stat().st_size > 1e6
     assert (folder / "merged" / "model.safetensors").stat().st_size > 2e8
-    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert len(answers) == 4 and all(set(answer) >= {"user", "analysis", "final", "fault"} for answer in answers)
+    record = json.loads((folder / "adapter" / "training.json").read_text())
+    assert record["kind"] == "adapter" and record["family"] == "harmony" and record["base"]["id"] == card["model"]["id"]
+    assert record["base"]["layout"] == "16 bits" and record["parameters"] == card["parameters"]
+    assert json.loads((folder / "merged" / "training.json").read_text())["kind"] == "merged"
+    replies = [json.loads(line) for line in (folder / "replies.jsonl").read_text(encoding="utf-8").split("\n") if line]
+    assert len(replies) == 48 + 40 + 48 + 40 and {row["model"] for row in replies} == {
+        "base", "prompted base", "tuned", "tuned, detected mask"}  # fmt: skip
+    assert all(
+        set(row) >= {"user", "reply", "analysis", "final", "fault", "faithful", "answered in"} for row in replies
+    )
     assert not list(folder.glob(".*-partial"))
     assert list((folder / "trackio").rglob("*.db")), "trackio logged nothing"
     checkpoints = list((folder / "checkpoints" / "ours").glob("checkpoint-*"))
@@ -95,36 +132,7 @@ def run_with(tmp_path, **parameters):
     return run_notebook_with("01", tmp_path, **parameters)
 
 
-SMALL = {"MAX_NEW_TOKENS": 16, "PROMPTS_LIMIT": 1, "TRACKER": "none"}
-
-
-def test_inference_alone_with_the_adapter_of_that_run(card, tmp_path):
-    import run_notebooks
-
-    folder = next(
-        path.parent for path in PROJECT.glob("outputs/01_gpt*/run_card.json") if json.loads(path.read_text()) == card
-    )
-    adapter = str((folder / "adapter").relative_to(PROJECT))
-    result, executed = run_with(tmp_path, TRAIN=False, ADAPTER=adapter, **SMALL)
-    assert result.returncode == 0, result.stderr[-2000:]
-    loaded = run_notebooks.run_card(executed)
-    assert loaded["parity"]["reloaded_adapter_same_text"] and "train ours" not in loaded["phases"]
-    assert json.loads((folder / "run_card.json").read_text()) == card, "another configuration overwrote the run card"
-
-
-def test_an_adapter_of_another_base_is_named_with_both(card, tmp_path):
-    other = PROJECT / "outputs" / f".adapter-of-another-base-{tmp_path.name}"
-    other.mkdir()
-    (other / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "someone/other-7b", "r": 16}))
-    try:
-        result, _ = run_with(
-            tmp_path, TRAIN=False, ADAPTER=str(other.relative_to(PROJECT)), **{**SMALL, "MAX_NEW_TOKENS": 1}
-        )
-    finally:
-        (other / "adapter_config.json").unlink()
-        other.rmdir()
-    assert result.returncode != 0
-    assert "was made for someone/other-7b, and MODEL is outputs/rehearsal/gpt-oss" in result.stderr
+SMALL = {"MAX_NEW_TOKENS": 16, "TRACKER": "none"}
 
 
 def test_a_missing_model_folder_is_one_sentence(tmp_path):
@@ -136,38 +144,36 @@ def test_a_missing_model_folder_is_one_sentence(tmp_path):
     )
 
 
-def test_a_mixture_of_experts_runs_to_the_end_with_adapters_on_experts(tmp_path):
-    """A tiny random GptOssForCausalLM: the true architecture, none of the skill."""
+def test_a_mixture_of_experts_on_one_s_own_rows_and_prompts(tmp_path):
+    """A tiny random GptOssForCausalLM (the true architecture, none of the skill); 30 own rows in Parquet, 10 own prompts."""
     import shutil
 
+    import pandas as pd
     import run_notebooks
-    from random_models import make_model
+    from random_models import TINY, make_model
 
     folder = PROJECT / "outputs" / f".tiny-{tmp_path.name}"
     try:
-        make_model("gpt-oss-20b", folder, tiny=True)
+        config, _ = make_model("gpt-oss-20b", folder, tiny=True)
+        pd.DataFrame(read_jsonl("multilingual_thinking.jsonl")[:30]).to_parquet(folder / "rows.parquet")
+        prompts = read_jsonl("held_out_prompts.jsonl")[::4]
+        (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+        place = folder.relative_to(PROJECT)
         result, executed = run_with(
-            tmp_path,
-            MODEL=str(folder.relative_to(PROJECT)),
-            EXPERT_LAYERS=[1],
-            MAX_STEPS=4,
-            EVAL_STEPS=2,
-            SAVE_STEPS=2,
-            **SMALL,
-        )
+            tmp_path, MODEL=str(place), DATASET=f"{place}/rows.parquet", HELD_OUT_PROMPTS=f"{place}/prompts.jsonl",
+            EXPERT_LAYERS=[1], MAX_STEPS=4, EVAL_STEPS=2, SAVE_STEPS=2, **SMALL)  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]
         card = run_notebooks.run_card(executed)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for output in PROJECT.glob("outputs/01_gpt_oss_multilingual_thinking-*"):
-            if (
-                f".tiny-{tmp_path.name}" in (output / "run_card.json").read_text()
-                if (output / "run_card.json").exists()
-                else False
-            ):
+            if f".tiny-{tmp_path.name}" in (output / "configuration.json").read_text():
                 shutil.rmtree(output)
-    rank = card["parameters"]["LORA_RANK"]
-    attention = 2 * rank * ((64 + 64) + (64 + 32) + (64 + 32) + (64 + 64))  # q, k, v, o in two layers
-    experts = 4 * rank * ((64 + 256) + (128 + 64))  # gate_up and down of four experts in one layer
+    rank, layers = card["parameters"]["LORA_RANK"], config.num_hidden_layers
+    attention = layers * rank * ((64 + 64) + (64 + 32) + (64 + 32) + (64 + 64))  # q, k, v, o
+    experts = (
+        4 * rank * ((64 + 256) + (TINY["intermediate_size"] + 64))
+    )  # gate_up and down of four experts in one layer
     assert card["trainable_parameters"] == {"predicted": attention + experts, "actual": attention + experts}
-    assert all(card["parity"].values())
+    assert card["rows"]["kept"] == 28 and card["metrics"]["after"]["harmony_parsed"]["n"] == len(prompts) == 10
+    assert set(card["parity"]) == PARITY and all(card["parity"].values())

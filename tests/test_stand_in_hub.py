@@ -15,6 +15,7 @@ from conftest import PROJECT, read_jsonl
 from hub_scenarios import TOKEN
 
 GPT_OSS, QWEN = "unsloth/gpt-oss-20b-unsloth-bnb-4bit", "unsloth/Qwen3-4B-Instruct-2507"
+OWN_WEIGHTS = "openai/gpt-oss-20b"
 GEMMA, GSM8K = "google/gemma-2-9b-it", "openai/gsm8k"
 THINKING = "HuggingFaceH4/Multilingual-Thinking"
 
@@ -41,7 +42,7 @@ def is_one_sentence(text, *words):
 
 
 def test_ids_and_revisions_are_the_notebooks():
-    assert set(stand_in_hub.pinned_models()) == {GPT_OSS, QWEN, GEMMA}
+    assert set(stand_in_hub.pinned_models()) == {OWN_WEIGHTS, GPT_OSS, QWEN, GEMMA}
     assert set(stand_in_hub.pinned_datasets()) == {
         THINKING, "shareAI/DPO-zh-en-emoji", "weitianwen/cmath", "mwpt5/MAWPS", GSM8K}  # fmt: skip
     pinned = {**stand_in_hub.pinned_models(), **stand_in_hub.pinned_datasets()}
@@ -49,6 +50,7 @@ def test_ids_and_revisions_are_the_notebooks():
     served = stand_in_hub.all_revisions()
     assert served["models/unsloth/gpt-oss-20b"] != served[f"models/{GPT_OSS}"]
     assert stand_in_hub.relatives(GPT_OSS) == {"unsloth/gpt-oss-20b": False}
+    assert stand_in_hub.relatives(OWN_WEIGHTS) == {GPT_OSS: True, "unsloth/gpt-oss-20b": False}
     assert stand_in_hub.relatives(QWEN) == {f"{QWEN}-unsloth-bnb-4bit": True}
     assert stand_in_hub.relatives(GEMMA) == {"unsloth/gemma-2-9b-it": False, "unsloth/gemma-2-9b-it-bnb-4bit": True}
 
@@ -122,6 +124,30 @@ def test_the_prequantised_model_is_in_nf4_but_for_its_experts(stand_in_root):
         assert weights.get_slice("model.layers.0.mlp.experts.gate_up_proj").get_dtype() == "BF16"
 
 
+def test_gpt_oss_holds_packed_experts_that_a_cpu_unpacks(stand_in_root):
+    """OpenAI's names and layout; unpacked, the weights of the pre-quantised repository, by the table of four-bit values."""
+    import torch
+    from random_models import read_unpacked
+    from safetensors import safe_open
+
+    folder = stand_in_root / "models" / OWN_WEIGHTS
+    config = json.loads((folder / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "mxfp4" and config["num_hidden_layers"] == 24
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "model.layers.23.mlp.experts.gate_up_proj"
+    assert name not in index and len(set(index.values())) == 3
+    with safe_open(folder / index[f"{name}_blocks"], "pt") as weights:
+        blocks, scales = weights.get_tensor(f"{name}_blocks"), weights.get_tensor(f"{name}_scales")
+    assert (blocks.shape, scales.shape) == ((4, 256, 2, 16), (4, 256, 2)) and blocks.dtype == torch.uint8
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    low_first = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+    by_hand = (values[low_first] * 2.0 ** (scales.long() - 127)[..., None]).flatten(-2).transpose(1, 2)
+    read = read_unpacked(folder, "cpu").get_parameter(name)
+    assert torch.equal(read.float(), by_hand)
+    with safe_open(stand_in_root / "models" / GPT_OSS / "model.safetensors", "pt") as weights:
+        assert torch.equal(weights.get_tensor(name), read)
+
+
 def test_all_data_sets_load_with_their_configurations_and_splits(came):
     rows = {
         name: {split: count for split, (count, _) in parts.items()} for name, parts in came["datasets_load"].items()
@@ -145,12 +171,13 @@ def test_models_arrive_byte_for_byte_at_their_revisions(came):
     for name, seen in came["models_load"].items():
         kinds[name], has_template, same, files, sha, main, big = seen
         assert has_template and same and sha == main == stand_in_hub.pinned_models()[name]
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(files)
-        assert big == ["model.safetensors"]
-    assert kinds == {GPT_OSS: "gpt_oss", QWEN: "qwen3", GEMMA: "gemma2"}
+        parts = [f"model-0000{part}-of-00003.safetensors" for part in (1, 2, 3)] if name == OWN_WEIGHTS else None
+        assert {"config.json", "tokenizer.json", *big} <= set(files)
+        assert big == (parts or ["model.safetensors"])
+    assert kinds == {OWN_WEIGHTS: "gpt_oss", GPT_OSS: "gpt_oss", QWEN: "qwen3", GEMMA: "gemma2"}
     assert came["relatives_load"] == {
-        "unsloth/gpt-oss-20b": False, f"{QWEN}-unsloth-bnb-4bit": True, "unsloth/gemma-2-9b-it": False,
-        "unsloth/gemma-2-9b-it-bnb-4bit": True}  # fmt: skip
+        GPT_OSS: "bitsandbytes", "unsloth/gpt-oss-20b": "mxfp4", f"{QWEN}-unsloth-bnb-4bit": "bitsandbytes",
+        "unsloth/gemma-2-9b-it": None, "unsloth/gemma-2-9b-it-bnb-4bit": "bitsandbytes"}  # fmt: skip
 
 
 def test_what_does_not_exist_raises_the_hubs_own_errors(came):

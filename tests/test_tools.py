@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,7 +210,7 @@ def small_lock(folder):
         "ptyprocess stack-data asttokens executing pure-eval prompt-toolkit wcwidth matplotlib-inline debugpy psutil "
     )
     names += (
-        "nest-asyncio packaging platformdirs python-dateutil six pygments ipython-pygments-lexers typing-extensions"
+        "nest-asyncio packaging platformdirs python-dateutil six pygments ipython-pygments-lexers typing-extensions uv"
     )
     lock = (PROJECT / "requirements.lock.txt").read_text().splitlines()
     path.write_text("\n".join(line for line in lock if line.split("==")[0] in names.split()) + "\n")
@@ -252,6 +253,57 @@ def test_a_set_up_without_a_registry_is_one_sentence_and_no_finished_environment
     _, error = process.communicate(timeout=300)
     assert process.returncode == 1 and len(error.strip().splitlines()) == 1
     assert error.startswith("setup: Installing small.lock.txt") and "registry" in error
+    assert not (clone / ".finetuning" / bootstrap.STAMP.name).exists()
+
+
+def test_a_set_up_installs_uv_or_uses_the_one_that_is_there_and_keeps_pip(clone, tmp_path):
+    environment, calls = small_lock(clone), tmp_path / "calls"
+    without = os.pathsep.join(
+        folder for folder in environment["PATH"].split(os.pathsep) if not Path(folder, "uv").exists()
+    )
+    process = bootstrap_in(clone, {**environment, "PATH": without})
+    output, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert re.search(r"^  Installed \d+ packages in", output, re.M) and "%" not in output
+    uv, python = clone / ".finetuning" / "bin" / "uv", clone / ".finetuning" / "bin" / "python"
+    assert subprocess.run([python, "-m", "pip", "--version"]).returncode == 0  # rehearsal.py downloads with it
+    present = tmp_path / "bin" / "uv"
+    present.parent.mkdir()
+    shutil.copy(uv, tmp_path / "real-uv")
+    present.write_text(f'#!/bin/sh\necho "$@" >> "{calls}"\nexec "{tmp_path / "real-uv"}" "$@"\n')
+    present.chmod(0o755)
+    (clone / ".finetuning" / bootstrap.STAMP.name).unlink()
+    process = bootstrap_in(clone, {**environment, "PATH": f"{present.parent}{os.pathsep}{without}"})
+    assert process.communicate(timeout=300)[1] == "" and process.returncode == 0
+    assert calls.read_text().startswith("pip install --python") and calls.read_text().count("\n") == 1
+
+
+def test_pip_s_settings_are_handed_to_uv(tmp_path, monkeypatch):
+    """What pip.conf says, in uv's own variables; a variable that is set already stays."""
+    settings = (
+        "index-url = https://one.example/simple\nextra-index-url =\n    https://two.example/simple\n    file:///a\n"
+    )
+    (tmp_path / "pip.conf").write_text(f"[global]\n{settings}find-links = /b\ncert = /c.pem\n")
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_", "SSL_CERT"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path))
+    monkeypatch.setenv("UV_FIND_LINKS", "/mine")
+    environment = bootstrap.uv_environment([sys.executable, "-m", "pip"])
+    assert environment["UV_DEFAULT_INDEX"] == "https://one.example/simple"
+    assert environment["UV_INDEX"].endswith("https://two.example/simple file:///a")
+    assert environment["UV_FIND_LINKS"] == "/mine" and environment["SSL_CERT_FILE"] == "/c.pem"
+    assert "UV_NO_INDEX" not in environment
+
+
+def test_a_set_up_that_is_interrupted_says_so_and_the_next_one_mends_it(clone):
+    environment = small_lock(clone)
+    process = bootstrap_in(clone, environment, start_new_session=True)
+    assert "Making the virtual environment" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    _, error = process.communicate(timeout=60)
+    assert error.strip() == "setup: interrupted; `make setup` takes it up again." and process.returncode == 130
     assert not (clone / ".finetuning" / bootstrap.STAMP.name).exists()
 
 

@@ -8,6 +8,7 @@ everything in place returns in well under a second.
 """
 
 import argparse
+import ast
 import fcntl
 import hashlib
 import json
@@ -23,7 +24,15 @@ ENVIRONMENT = PROJECT / ".finetuning"
 LOCK = Path(os.environ.get("FINETUNING_LOCK", PROJECT / "requirements.lock.txt"))
 STAMP = ENVIRONMENT / "finetuning-stamp.json"
 SUPPORTED = ((3, 11), (3, 12))
-BYTES_NEEDED = 9_000_000_000  # 7 GB installed, and pip's temporary copies of the largest wheels
+BYTES_NEEDED = 9_000_000_000  # 7 GB installed, and the downloads of the largest wheels beside them
+UV_NAMES = {  # uv reads no pip.conf: pip's setting, and the environment variable in which uv looks for it
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "no-index": "UV_NO_INDEX",
+    "cert": "SSL_CERT_FILE",
+}
+PROGRESS = ("Downloading", "Downloaded", "Built", "Prepared", "Installed")  # the lines of uv that tell how far it is
 
 
 class SetupError(Exception):
@@ -77,13 +86,31 @@ def current_stamp():
     return stamp if (ENVIRONMENT / "bin" / "python").exists() else None
 
 
-def run(command, purpose):
-    """Run a command quietly; raise SetupError with its last telling line when it fails."""
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        output = (result.stdout + result.stderr).strip().splitlines()
-        telling = [line for line in output if "ERROR" in line or "rror:" in line or "No space" in line] or output
-        raise SetupError(f"{purpose} failed: {telling[-1].strip() if telling else 'no message'}")
+def run(command, purpose, environment=None):
+    """Run a command, printing its lines of progress alone; raise SetupError with its telling line when it fails."""
+    lines = []
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in map(str.strip, process.stdout):
+            lines.append(line)
+            if line.startswith(PROGRESS):
+                print(f"  {line}", flush=True)
+    if process.returncode:
+        telling = [line for line in lines if line.startswith(("ERROR", "cause:")) or "No space" in line]
+        raise SetupError(f"{purpose} failed: {([*telling[:1], *lines[-1:]] or ['no message'])[0]}")
+    return lines
+
+
+def uv_environment(pip):
+    """Return os.environ with pip's settings (where to find packages, the certificates) in uv's own variables."""
+    environment = {"UV_INDEX_STRATEGY": "unsafe-best-match"}  # as pip: the best version that any index has
+    for line in run([*pip, "config", "list"], "Reading pip's settings"):
+        name, _, value = line.partition("=")
+        if variable := UV_NAMES.get(name.rpartition(".")[2]):
+            separator = "," if variable == "UV_FIND_LINKS" else " "
+            environment[variable] = separator.join(ast.literal_eval(value).split())
+    return environment | os.environ
 
 
 def build_environment(python, stamp):
@@ -99,11 +126,16 @@ def build_environment(python, stamp):
     command = [python, "-m", "venv", "--clear", str(ENVIRONMENT)]
     run(command, "Making the virtual environment (on Debian and Ubuntu it needs the package python3-venv)")
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip"]
-    packages = sum(line[:1].isalnum() for line in LOCK.read_text().splitlines())
-    print(f"Installing {packages} locked packages, some minutes …", flush=True)
+    lock = [line for line in LOCK.read_text().splitlines() if line[:1].isalnum()]
+    print(f"Installing {len(lock)} locked packages, a minute or two …", flush=True)
     # --no-deps: the lock is complete, and Unsloth's metadata asks for a certifi that no registry serves yet.
-    install = [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(LOCK)]
-    run(install, f"Installing {LOCK.name} (is a package registry reachable, is there room?)")
+    purpose = f"Installing {LOCK.name} (is a package registry reachable, is there room?)"
+    uv = shutil.which("uv") or str(ENVIRONMENT / "bin" / "uv")
+    if not Path(uv).exists():
+        uv_itself = [line for line in lock if line.startswith("uv==")]
+        run([*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", *uv_itself], purpose)
+    install = [uv, "pip", "install", "--python", str(ENVIRONMENT), "--no-deps", "-r", str(LOCK)]
+    run(install, purpose, uv_environment(pip))
     kernel = ["-m", "ipykernel", "install", "--sys-prefix", "--name", "python3", "--display-name", ".finetuning"]
     run([str(ENVIRONMENT / "bin" / "python"), *kernel], "Registering the Jupyter kernel")
     partial = STAMP.with_suffix(".partial")
@@ -148,6 +180,9 @@ def main():
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nsetup: interrupted; `make setup` takes it up again.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -10,3 +10,4 @@ c.NotebookExporter.default_preprocessors = ["reporting.ReportingExecutePreproces
 c.ExecutePreprocessor.enabled = True
 c.ExecutePreprocessor.record_timing = False
 c.ExecutePreprocessor.store_widget_state = False
+c.KernelManager.transport_encryption = "auto"  # else each kernel warns that its ports are not encrypted

@@ -13,16 +13,23 @@ def code_cells(path):
     return [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
-def parameters_of(path):
-    """Return {name: value} of a notebook's parameters cell; where profiles differ, {"full": …, "rehearsal": …}."""
+def parameter_cells(path):
+    """Return the cells that hold a notebook's parameters: the folded fine print, if there is one, and the open cell."""
     cells = nbformat.read(path, as_version=4).cells
-    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    return {node.targets[0].id: ast.literal_eval(node.value)
-            for node in ast.parse(source).body if isinstance(node, ast.Assign)}  # fmt: skip
+    return [cell for cell in cells if {"parameters", "fine-print"} & set(cell.metadata.get("tags", []))]
+
+
+def parameters_of(path):
+    """Return {name: value} of a notebook's parameters; where profiles differ, {"full": …, "rehearsal": …}."""
+    return {node.targets[0].id: ast.literal_eval(node.value) for cell in parameter_cells(path)
+            for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)}  # fmt: skip
 
 
 def write_with_parameters(path, copy, parameters):
-    """Write a copy of a notebook, with a cell of other values after its parameters, as papermill would inject it."""
+    """Write a copy of a notebook, with a cell of other values after its parameters, as papermill would inject it.
+
+    The injected cell stands behind the fine print too, and so overrides both.
+    """
     notebook = nbformat.read(path, as_version=4)
     index = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
     source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())

@@ -40,7 +40,7 @@ def publish(path):
         raise SystemExit(f"publish: {executed_path.name} is not a finished rehearsal.")
     for cell, ran in zip(notebook.cells, executed.cells, strict=True):
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = merge_streams(ran.outputs), ran.execution_count
+            cell.outputs, cell.execution_count = without_folders(ran.outputs), ran.execution_count
     notebook.metadata = {
         "kernelspec": {"display_name": ".finetuning", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -53,17 +53,12 @@ def publish(path):
     print(f"{path.relative_to(PROJECT)}: outputs of the run that began {card['started']}")
 
 
-def merge_streams(outputs):
-    """Join neighbouring pieces of one stream, and keep this machine's folders out of the text."""
-    merged = []
+def without_folders(outputs):
+    """Return a cell's outputs, this machine's folders kept out of its streams."""
     for output in outputs:
         if output.output_type == "stream":
             output.text = output.text.replace(f"{PROJECT}{os.sep}", "")
-            if merged and merged[-1].output_type == "stream" and merged[-1].name == output.name:
-                merged[-1].text += output.text
-                continue
-        merged.append(output)
-    return merged
+    return outputs
 
 
 if __name__ == "__main__":

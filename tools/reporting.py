@@ -1,4 +1,4 @@
-"""An ExecutePreprocessor for nbconvert that says where it is, and keeps what ran when a cell fails.
+"""An ExecutePreprocessor for nbconvert that says where it is, keeps what ran when a cell fails, and joins streams.
 
 `tools/nbconvert_config.py` puts it in the place of nbconvert's own; the command line stays
 `jupyter nbconvert --to notebook --execute`.
@@ -10,12 +10,13 @@ import sys
 import time
 
 import nbformat
-from nbconvert.preprocessors import CellExecutionError, ExecutePreprocessor
+from nbconvert.preprocessors import CellExecutionError, CoalesceStreamsPreprocessor, ExecutePreprocessor
 
 
 class ReportingExecutePreprocessor(ExecutePreprocessor):
     """Print each section's heading with the seconds so far; on an error, save the partly executed notebook.
 
+    Neighbouring pieces of one stream become one output, so that a streamed reply stands on one line.
     The environment variable `EXECUTED_PARTIAL` names the file that a failed run is written to.
     """
 
@@ -38,4 +39,7 @@ class ReportingExecutePreprocessor(ExecutePreprocessor):
         headings = re.findall(r"^##? (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
         for self.section in headings:
             print(f"  {time.monotonic() - self.started:6.0f} s  {self.section}", file=sys.stderr, flush=True)
-        return super().preprocess_cell(cell, resources, index)
+        try:
+            return super().preprocess_cell(cell, resources, index)
+        finally:
+            CoalesceStreamsPreprocessor().preprocess_cell(cell, resources, index)

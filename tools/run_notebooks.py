@@ -4,32 +4,40 @@
 
 Each notebook goes through `jupyter nbconvert --to notebook --execute`; its executed copy lies in
 outputs/executed/. A notebook that fails leaves the copy as far as it came, its last cell is named, and the
-exit status is 1.
+exit status is 1. Ctrl-C ends the notebook's kernel too.
 """
 
+import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
+
 PROJECT = Path(__file__).resolve().parent.parent
 EXECUTED = PROJECT / "outputs" / "executed"
 CELL_TIMEOUT = {"full": 7200, "rehearsal": 1800}  # seconds for one cell
 HEADLINES = {  # number of the notebook: the metric shown before and after, and how it is written
-    "01": ("reasoning_language_fidelity", "reasoning_language_fidelity", ".0%"),
+    "01": ("fidelity_beyond_english", "fidelity_beyond_english", ".0%"),
     "02": ("emoji_replies", "emoji_replies", ".0%"),
     "03": ("bits_per_byte", "bits_per_byte", ".3f"),
     "04": ("exact_match", "lora.exact_match", ".0%"),
 }
 
 
-def choose_notebooks(numbers):
-    """Return the paths of the notebooks with these numbers or at these paths; for an empty list, the four chapters."""
+def choose_notebooks(texts):
+    """Return the paths of the notebooks with these numbers or at these paths; all of NoteBooks/ if none is named.
+
+    A text that is no file is divided at its spaces: `make run NOTEBOOK="01 02"` arrives as one text.
+    """
     notebooks = sorted((PROJECT / "NoteBooks").glob("[0-9][0-9]_*.ipynb"))
-    others = [Path(text).resolve() for text in numbers if text.endswith(".ipynb") and Path(text).is_file()]
-    numbers = [text for text in numbers if Path(text).resolve() not in others]
+    parts = [part for text in texts for part in ([text] if Path(text).is_file() else text.split())]
+    others = [Path(part).resolve() for part in parts if part.endswith(".ipynb") and Path(part).is_file()]
+    numbers = [part for part in parts if Path(part).resolve() not in others]
     chosen = [path for path in notebooks if path.name[:2] in numbers or not numbers and not others] + others
     unknown = set(numbers) - {path.name[:2] for path in notebooks}
     if unknown or not chosen:
@@ -59,15 +67,18 @@ def execute(notebook):
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
     command += ["--config", str(PROJECT / "tools" / "nbconvert_config.py")]
     command += [f"--ExecutePreprocessor.timeout={CELL_TIMEOUT.get(profile, max(CELL_TIMEOUT.values()))}"]
-    command += ["--output-dir", str(EXECUTED), "--output", executed.name, str(notebook)]
+    output = executed.name.replace("{", "{{").replace("}", "}}")  # nbconvert formats this name and globs the next
+    command += ["--output-dir", str(EXECUTED), "--output", output, glob.escape(str(notebook))]
     environment = {**os.environ, "EXECUTED_PARTIAL": str(executed), "JUPYTER_PREFER_ENV_PATH": "1"}
     started = time.monotonic()
-    process = subprocess.Popen(command, cwd=PROJECT, env=environment)
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, process_group=0)  # Ctrl-C is for us to handle
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
-        process.terminate()
-        raise
+        for running in [*psutil.Process(process.pid).children(recursive=True), process]:
+            running.kill()  # the kernel first: it may be deep in a computation that no signal interrupts
+        process.wait()
+        raise SystemExit(f"\nrun: interrupted in {notebook.name}; its kernel was ended.") from None
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, time.monotonic() - started, usage.ru_maxrss * 1024, executed
 
@@ -99,6 +110,7 @@ def main():
     if os.environ.get("PROFILE", "") not in ("", "full", "rehearsal"):
         raise SystemExit(f'run: PROFILE is "{os.environ["PROFILE"]}"; it can be "full", "rehearsal" or unset.')
     notebooks = choose_notebooks(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         EXECUTED.mkdir(parents=True, exist_ok=True)
     except OSError as error:

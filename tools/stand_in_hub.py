@@ -14,11 +14,14 @@ Ids and revisions are read from the notebooks' parameters. The text of the data 
 schema are upstream's. The models have the true architectures and random weights: narrow ones (--tiny), or of the true
 shape (--full, tens of gigabytes). `main` and the pinned revision are the same commit here; any other is not found.
 
+gpt-oss is served as OpenAI published it (`openai/gpt-oss-20b`, and Unsloth's copy): experts packed in MXFP4, which
+transformers unpacks on a CPU. Tiny, it keeps its 24 layers, so that the layers a notebook names exist.
+
 The pre-quantised gpt-oss is so only in part. Upstream's repository stores every expert as an NF4 linear layer of its
 own (`experts.gate_up_projs.N`), which only Unsloth's classes for a GPU can read; on a CPU, Unsloth loads transformers'
 own class, whose experts are fused tensors of other names. Ours holds NF4 attention, with bitsandbytes' quantisation
 state as upstream, and fused experts in 16 bits, which loads on a CPU. At full shape on a GPU (--full) it has upstream's
-layout. The 16-bit twin of that repository, which a merge asks for, holds the weights that it was quantised from.
+layout. Its weights are those of the MXFP4 repository, unpacked; a merge asks for that one too.
 
 Repositories that no notebook names, but that Unsloth may ask for in their place, are served too (`relatives`).
 """
@@ -44,7 +47,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
 from notebook_code import parameters_of  # noqa: E402
-from random_models import SHAPES, copy_tokenizer, make_model, write_split_nf4  # noqa: E402
+from random_models import SHAPES, copy_tokenizer, make_model, read_unpacked, write_split_nf4  # noqa: E402
 
 PREQUANTISED = re.compile(r"(-unsloth)?-bnb-4bit$")
 BIG_SUFFIXES = {".safetensors", ".parquet", ".bin"}  # what the Hub stores beside git, at any size
@@ -63,9 +66,10 @@ def parameters(number):
 
 
 def pinned_models():
-    """Return {id: revision} of the four notebooks' models."""
+    """Return {id: revision} of the models that the four notebooks load, on a small card too."""
     read = [parameters(number) for number in ("01", "02", "03", "04")]
-    return {values["MODEL"]: values["MODEL_REVISION"] for values in read}
+    pinned = {values["MODEL"]: values["MODEL_REVISION"] for values in read}
+    return pinned | {read[0]["SMALL_CARD_MODEL"]: read[0]["SMALL_CARD_REVISION"]}
 
 
 def pinned_datasets():
@@ -123,9 +127,15 @@ def write_prequantised(source, folder):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    if "mxfp4" in (source / "config.json").read_text():
+        unpacked = folder.with_name(f"{folder.name}-unpacked")
+        read_unpacked(source, place).save_pretrained(unpacked, save_original_format=False)  # else without experts
+        copy_tokenizer(source, unpacked)
+        write_prequantised(unpacked, folder)
+        return shutil.rmtree(unpacked)
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                              bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=["lm_head", "router"])  # fmt: skip
-    place = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.bfloat16, quantization_config=nf4, device_map=place
     )
@@ -136,15 +146,6 @@ def write_prequantised(source, folder):
 def copy_model(source, folder):
     """Make a second name of a model, without a second copy of its bytes."""
     shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=os.link)
-
-
-def write_split(source, folder):
-    """Write the gpt-oss model in `source` in NF4 and in upstream's layout, which takes a GPU."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, device_map="cuda")
-    write_split_nf4(model, folder, source)
 
 
 def build_models(root, tiny, shapes=None):
@@ -158,7 +159,7 @@ def build_models(root, tiny, shapes=None):
         build_once(plain, functools.partial(make_model, shape, tiny=tiny))
         for other, in_4bit in {name: bool(PREQUANTISED.search(name)), **relatives(name)}.items():
             split = in_4bit and "gpt-oss" in name and not tiny and torch.cuda.is_available()
-            write = write_split if split else write_prequantised if in_4bit else copy_model
+            write = write_split_nf4 if split else write_prequantised if in_4bit else copy_model
             build_once(root / "models" / other, functools.partial(write, plain))
 
 

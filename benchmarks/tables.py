@@ -1,0 +1,139 @@
+"""The tables of benchmarks/README.md and benchmarks/TABLES.md, written from the records in benchmarks/results/.
+
+    python benchmarks/tables.py            # writes both pages anew; only what stands between the marks changes
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; its name is that of a function below.
+"""
+
+import json
+import re
+
+import epoch_cost
+import learning_rates
+import train_step
+
+PAGES = [train_step.PROJECT / "benchmarks" / name for name in ("README.md", "TABLES.md")]
+RESULTS = train_step.PROJECT / "benchmarks" / "results"
+PEERS = ("plain TRL + PEFT, NF4", "Cookbook, bf16")  # what the recipes of one call are compared with
+PRICE, ROWS = 3.00, 1000
+
+
+def reports():
+    """Return the records of train_step.py."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("train_step_*.json"))]
+
+
+def card(report):
+    """Return a card's short name."""
+    return re.sub(r"NVIDIA (\w+).*", r"\1", report["device"])
+
+
+def table(columns, rows):
+    """Return a Markdown table; the first column is text, the others are figures."""
+    rule = "| --- |" + " --: |" * (len(columns) - 1)
+    return "\n".join([f"| {' | '.join(columns)} |", rule, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+
+
+def compared():
+    """Every recipe that was measured: speed, against its peer's in the same call, memory."""
+    rows = []
+    for report in reports():
+        sound = [entry for entry in report["results"] if "tokens_per_s" in entry.get("real", {})]
+        peer = next((entry for entry in sound if entry["recipe"] in PEERS and len(sound) > 1), None)
+        for entry in sound:
+            figures = []
+            for part, figure in (("even", "median_tokens_per_s"), ("real", "supervised_tokens_per_s")):
+                times = f"{entry[part][figure] / peer[part][figure]:.1f}" if peer else "–"
+                figures.append([f"{entry[part][figure]:,.0f}", times])
+            rows.append([f"{entry['model']}, {entry['recipe']}", card(report), entry["even"]["batch"][0], *figures[0],
+                         f"{entry['even']['peak_bytes'] / 2**30:.1f}", f"{train_step.matrix_share(entry, report):.0%}",
+                         *figures[1]])  # fmt: skip
+    return table(["model, recipe", "card", "full rows at a time", "tokens/s", "times the peer's", "peak GiB",
+                  "share of the matrix rate", "supervised tokens/s on short rows", "times the peer's"], rows)  # fmt: skip
+
+
+def training():
+    """All figures of every recipe, one table a record."""
+    found = []
+    for report in [report for report in reports() if report["results"]]:
+        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+        said = f"{report['device']}, bf16 matrix product {report['tflops']:,.0f} TFLOP/s, {versions}."
+        found.append(f"{said}\n\n{train_step.table_of(report)}")
+    return "\n\n".join(found)
+
+
+def memory():
+    """The steps that were taken for the peak memory alone."""
+    grids = [grid.splitlines() for grid in map(train_step.memory_table_of, reports()) if grid]
+    return "\n".join([*grids[0][:2], *(line for grid in grids for line in grid[2:])])
+
+
+def decoding():
+    """Seconds and memory of greedy decoding, beyond the weights."""
+    rows = [[f"{one['model']}, {one['loaded']}", f"{one['rows']} × ({one['prompt']:,} + {one['new']})",
+             f"{one['seconds']:.0f}", f"{(one['peak_bytes'] - one['held_bytes']) / 2**30:.1f}"]
+            for report in reports() for one in report.get("decoding", [])]  # fmt: skip
+    return table(["model, loaded in", "rows × (prompt + new tokens)", "seconds", "GiB beyond the weights"], rows)
+
+
+def profile():
+    """Where one optimiser step of a recipe goes, by kind of kernel."""
+    found = []
+    for entry in [entry for report in reports() for entry in report["results"]]:
+        if "kernels" not in (taken := entry.get("profile", {})):
+            continue
+        even = entry["even"]
+        step = 1000 * even["seconds"] / even["steps"]
+        kinds = train_step.kinds_of(taken["kernels"])
+        kinds["kernels shorter than these"] = (
+            taken["busy_ms"] - sum(ms for ms, _ in kinds.values()),
+            taken["launches"] - sum(count for _, count in kinds.values()))  # fmt: skip
+        kinds |= {"waiting for the next kernel": (step - taken["busy_ms"], ""), "one step": (step, taken["launches"])}
+        rows = [[kind, f"{ms:.0f}", f"{ms / step:.0%}", count] for kind, (ms, count) in kinds.items()]
+        found.append(table([f"{entry['model']}, {entry['recipe']}, {taken['batch']} rows",
+                            "ms", "share", "launches"], rows))  # fmt: skip
+    return "\n\n".join(found)
+
+
+def epoch():
+    """Minutes and money for so many rows as long as the samples."""
+    means = {name: sum(whole for whole, _ in lengths) / len(lengths)
+             for name in train_step.SHAPES for lengths in [train_step.lengths_of(name)]}  # fmt: skip
+    return table(["model, recipe", "minutes", "money"],
+                 [[f"{model}, {recipe}, {card(report)}", f"{minutes:.1f}", f"{money:.2f}"] for report in reports()
+                  for model, recipe, minutes, money in epoch_cost.costs(report, means, ROWS, PRICE)])  # fmt: skip
+
+
+def real_epoch():
+    """Minutes and money for one epoch of the data sets that the full profile loads."""
+    return epoch_cost.real_table(epoch_cost.real_costs(reports(), PRICE))
+
+
+def rates():
+    """Notebook 04's rehearsal: the median validation loss by learning rate."""
+    summary = learning_rates.summarise(json.loads((RESULTS / "learning_rates.json").read_text())["runs"])
+    tried = sorted({rate for entries in summary.values() for rate in entries})
+    rows = []
+    for name, entries in summary.items():
+        seeds = sorted({entry["runs"] for entry in entries.values()})
+        losses = [entries.get(rate, {}).get("loss") for rate in tried]
+        rows.append([name, " to ".join(map(str, seeds)), *(f"{loss['median']:.3f}" if loss else "" for loss in losses)])
+    return table(["setting", "seeds", *(f"{rate:.1e}" for rate in tried)], rows)
+
+
+TABLES = {make.__name__: make for make in (compared, training, memory, decoding, profile, epoch, real_epoch, rates)}
+
+
+def fill(text):
+    """Return a page with every table written anew."""
+    mark = r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)"
+    return re.sub(mark, lambda found: f"{found[1]}{TABLES[found[2]]()}\n", text, flags=re.S)
+
+
+def main():
+    for page in PAGES:
+        page.write_text(fill(page.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -79,7 +79,7 @@ def test_a_whole_set_up_killed_at_several_points_recovers(tmp_path):
     """The real lock and the checkpoints, in a fresh clone, killed while it installs and while it builds."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
-    for seconds in (5, 60, 200):
+    for seconds in (5, 20, 90):
         process = subprocess.Popen(["make", "setup"], cwd=clone, start_new_session=True)
         try:
             process.wait(timeout=seconds)

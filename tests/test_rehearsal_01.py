@@ -57,9 +57,11 @@ def test_the_mask_decides(whole_card):
     assert after["reasoning_supervised_by_unsloth_detection"]["value"] == 0.0
     against = finding(whole_card, "Reasoning in a language other than English, detected mask against ours")
     assert against["p_holm"] < 0.001 and against["gained"] >= 26
-    losses = whole_card["validation_losses"]
-    assert losses["ours"]["ours"]["high"] < losses["untrained"]["ours"]["low"]
-    assert losses["ours"]["ours"]["value"] < losses["detected"]["ours"]["value"]
+    moved = {(mask, by): finding(whole_card, f"Loss under {mask}, trained with {by}")
+             for mask in ("our mask", "the detected mask") for by in ("our mask", "the detected mask")}  # fmt: skip
+    assert moved["our mask", "our mask"]["high"] < -0.2  # the rows are the same before and after: paired
+    assert moved["the detected mask", "the detected mask"]["high"] < -0.2  # its own loss falls as well
+    assert moved["our mask", "the detected mask"]["value"] > 0.5 * moved["our mask", "our mask"]["value"]
 
 
 def test_findings_say_what_their_numbers_say(any_card):
@@ -150,11 +152,11 @@ def test_a_mixture_of_experts_on_one_s_own_rows_and_prompts(tmp_path):
 
     import pandas as pd
     import run_notebooks
-    from random_models import TINY, make_model
+    from random_models import TINY, configuration, make_model
 
     folder = PROJECT / "outputs" / f".tiny-{tmp_path.name}"
     try:
-        config, _ = make_model("gpt-oss-20b", folder, tiny=True)
+        make_model("gpt-oss-20b", folder, tiny=True)
         pd.DataFrame(read_jsonl("multilingual_thinking.jsonl")[:30]).to_parquet(folder / "rows.parquet")
         prompts = read_jsonl("held_out_prompts.jsonl")[::4]
         (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
@@ -169,11 +171,13 @@ def test_a_mixture_of_experts_on_one_s_own_rows_and_prompts(tmp_path):
         for output in PROJECT.glob("outputs/01_gpt_oss_multilingual_thinking-*"):
             if f".tiny-{tmp_path.name}" in (output / "configuration.json").read_text():
                 shutil.rmtree(output)
-    rank, layers = card["parameters"]["LORA_RANK"], config.num_hidden_layers
+    rank, layers = card["parameters"]["LORA_RANK"], configuration("gpt-oss-20b", tiny=True).num_hidden_layers
     attention = layers * rank * ((64 + 64) + (64 + 32) + (64 + 32) + (64 + 64))  # q, k, v, o
     experts = (
         4 * rank * ((64 + 256) + (TINY["intermediate_size"] + 64))
     )  # gate_up and down of four experts in one layer
     assert card["trainable_parameters"] == {"predicted": attention + experts, "actual": attention + experts}
     assert card["rows"]["kept"] == 28 and card["metrics"]["after"]["harmony_parsed"]["n"] == len(prompts) == 10
-    assert set(card["parity"]) == PARITY and all(card["parity"].values())
+    assert set(card["parity"]) == PARITY - {"merged_within_tolerance"} and all(
+        card["parity"].values()
+    )  # packed: no merge

@@ -1,16 +1,20 @@
 """The tools: checkpoints, set-up, runner and publisher, under good conditions and bad ones."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from conftest import PROJECT
 
@@ -189,8 +193,8 @@ def test_a_second_set_up_does_nothing_and_is_quick():
 
 @pytest.fixture
 def clone(tmp_path):
-    """A copy of the tree that git would clone, without the environment."""
-    target = tmp_path / "clone"
+    """A copy of the tree that git would clone, without the environment, at a path that is not plain."""
+    target = tmp_path / "a b [c] é {d}"
     target.mkdir()
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=PROJECT, capture_output=True, text=True
@@ -237,7 +241,7 @@ def test_a_set_up_killed_at_any_point_recovers_by_itself(clone):
     output, error = process.communicate(timeout=300)
     assert process.returncode == 0, error
     kernel = json.loads((clone / ".finetuning/share/jupyter/kernels/python3/kernel.json").read_text())
-    assert kernel["display_name"] == ".finetuning"
+    assert kernel["display_name"] == ".finetuning" and kernel["env"] == {"GOMP_SPINCOUNT": "2000"}
     again = bootstrap_in(clone, environment)
     assert again.communicate(timeout=60) == ("", "")
 
@@ -319,8 +323,40 @@ def test_an_unsupported_python_is_one_sentence(monkeypatch):
 
 def test_make_help_lists_every_target():
     listing = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True).stdout
-    for target in ("setup", "run", "test", "test-long", "benchmark", "lab", "lint", "lock", "clean", "help"):
+    for target in ("setup", "run", "page", "test", "test-long", "benchmark", "lab", "lint", "lock", "clean", "help"):
         assert f"make {target} " in listing
+
+
+def test_make_lab_takes_options_and_works_as_root(tmp_path):
+    """Started as a reader does (here often as root in a container), on the port that the options name."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["make", "lab", f"OPTIONS=--port {port} --no-browser --ServerApp.port_retries=0"]
+    with open(tmp_path / "log", "w") as log:
+        lab = subprocess.Popen(command, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/api") as answer:
+                assert "version" in json.load(answer)
+                return
+            assert lab.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        raise AssertionError((tmp_path / "log").read_text())
+    finally:
+        os.killpg(lab.pid, signal.SIGKILL)
+
+
+def test_make_clean_says_what_stays(tmp_path):
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    for name in ("outputs/01_my run/adapter", "outputs/executed", ".finetuning", "tools/__pycache__"):
+        (tmp_path / name).mkdir(parents=True)
+    listing = subprocess.run(["make", "clean"], cwd=tmp_path, capture_output=True, text=True)
+    assert listing.returncode == 0 and listing.stderr == ""
+    assert re.search(r"runs stay .*rm -r.*:\n\S+\toutputs/01_my run/\n", listing.stdout)
+    assert "~/.cache/uv" in listing.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "outputs", "tools"]
+    assert (tmp_path / "outputs" / "01_my run" / "adapter").is_dir()
 
 
 def test_ci_calls_make_test():
@@ -336,12 +372,12 @@ def small_project(tmp_path, monkeypatch):
     """A folder with one short notebook, where the runner and the publisher believe the project lies."""
     (tmp_path / "NoteBooks").mkdir()
 
-    def write(*cells):
+    def write(*cells, name="07_small"):
         notebook = nbformat.v4.new_notebook(cells=[
             nbformat.v4.new_code_cell(cell) if not cell.startswith("#") else nbformat.v4.new_markdown_cell(cell) for cell in cells
         ])  # fmt: skip
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
-        path = tmp_path / "NoteBooks" / "07_small.ipynb"
+        path = tmp_path / "NoteBooks" / f"{name}.ipynb"
         nbformat.write(notebook, path)
         return path
 
@@ -364,6 +400,64 @@ def test_the_runner_tells_sections_and_ends_with_a_table(small_project, capfd):
     assert output.out.strip().splitlines()[-1].split() == [
         "07", "rehearsal", *output.out.strip().splitlines()[-1].split()[2:4], "–", "outputs/executed/07_small_executed.ipynb"
     ]  # fmt: skip
+
+
+def test_the_console_shows_headings_and_the_table_and_nothing_else(small_project, capfd):
+    """Not the kernel's warning about its ports, nor what a library writes past the cell's output."""
+    small_project("# 07 · Small", "## 1 Setup", "print('hello')", "## 2 The data", CARD)
+    assert run_notebooks.main() == 0
+    output = capfd.readouterr()
+    sections = [re.fullmatch(r" +\d+ s  (.+)", line).group(1) for line in output.err.splitlines()]
+    assert sections == ["07 · Small", "1 Setup", "2 The data"]
+    assert len(output.out.splitlines()) == 4 and output.out.startswith("Running NoteBooks/07_small.ipynb …\n\n")
+
+
+STREAM = """from IPython.display import display
+import sys
+for word in ["one ", "two ", "three"]:
+    print(word, end="", flush=True)
+display(1)
+print("after", flush=True)
+print("error", file=sys.stderr, flush=True)"""
+
+
+@pytest.mark.parametrize("last", ["1", "raise ValueError"])
+def test_a_streamed_reply_stands_on_one_line_and_outputs_keep_their_order(small_project, last):
+    small_project("# 07 · Small", f"{STREAM}\n{last}")
+    assert run_notebooks.main() == (last != "1")
+    copy = nbformat.read(run_notebooks.EXECUTED / "07_small_executed.ipynb", as_version=4)
+    shown = [output.get("text") or output.output_type for output in copy.cells[1].outputs]
+    ending = "execute_result" if last == "1" else "error"
+    assert shown == ["one two three", "display_data", "after\n", "error\n", ending]
+
+
+def test_all_notebooks_run_in_order_and_one_without_headline_or_card_has_its_line(small_project, capfd):
+    """05 runs on what 01 made; a chapter that fails keeps none of the others from running."""
+    for number in ("05", "01", "02"):
+        small_project(f"# {number} · Small", "raise ValueError" if number == "02" else "1", name=f"{number}_small")
+    assert run_notebooks.main() == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("Running")] == [
+        f"NoteBooks/{number}_small.ipynb" for number in ("01", "02", "05")
+    ]
+    assert [(line.split()[0], line.split()[4]) for line in lines[-3:]] == [("01", "–"), ("02", "FAILED"), ("05", "–")]
+
+
+@pytest.mark.parametrize("code", ["import time\ntime.sleep(600)", "sum(range(10**13))"])
+def test_an_interrupted_run_leaves_no_kernel_and_is_one_sentence(small_project, tmp_path, code):
+    """Ctrl-C in a sleeping cell and in one that computes; the kernel writes its number when it is there."""
+    number = tmp_path / "number"
+    path = small_project("# 07 · Small", f"import os\nopen({str(number)!r}, 'w').write(str(os.getpid()))", code)
+    command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), str(path)]
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    while not (number.exists() and number.read_text()):
+        assert run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGINT)
+    error = run.communicate(timeout=60)[1]
+    assert error.splitlines()[-1] == "run: interrupted in 07_small.ipynb; its kernel was ended."
+    assert run.returncode == 1 and "Traceback" not in error
+    assert not psutil.pid_exists(int(number.read_text()))
 
 
 def test_a_failing_notebook_leaves_its_copy_names_the_cell_and_exits_non_zero(small_project, capfd):
@@ -389,17 +483,36 @@ def test_the_runner_refuses_unknown_numbers_and_profiles(small_project, monkeypa
         run_notebooks.main()
 
 
-def test_the_runner_takes_a_path_too(small_project, monkeypatch, tmp_path, capfd):
+@pytest.mark.parametrize("name", ["my own copy", "01 02", "a [b] é {c}", "50% 'x'"])
+def test_the_runner_takes_a_path_too(small_project, monkeypatch, tmp_path, capfd, name):
     small_project("# 07 · Small", CARD)
-    own = tmp_path / "my own copy.ipynb"
+    own = tmp_path / f"{name}.ipynb"
     own.write_bytes((tmp_path / "NoteBooks" / "07_small.ipynb").read_bytes())
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", str(own)])
     assert run_notebooks.main() == 0
-    assert "Running my own copy.ipynb …" in capfd.readouterr().out
-    assert [path.name for path in run_notebooks.EXECUTED.glob("*.ipynb")] == ["my own copy_executed.ipynb"]
+    assert f"Running {name}.ipynb …" in capfd.readouterr().out
+    assert [path.name for path in run_notebooks.EXECUTED.glob("*.ipynb")] == [f"{name}_executed.ipynb"]
     monkeypatch.setattr(sys, "argv", ["run_notebooks.py", str(tmp_path / "gone.ipynb")])
     with pytest.raises(SystemExit, match="there is no notebook .*gone.ipynb; there are 07"):
         run_notebooks.main()
+
+
+def test_make_run_hands_over_a_path_or_several_numbers_as_they_are(clone):
+    """Through make and the shell, from a project whose own path has spaces, brackets and an é."""
+    (clone / ".finetuning").symlink_to(sys.prefix)
+    (clone / "tools" / "bootstrap.py").write_text("")  # its own tests are above
+    for path in (clone / "NoteBooks").iterdir():
+        path.unlink()
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Small")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "x", "language": "python"}
+    for name in ("01_one", "02_two", "own [x] é $"):
+        nbformat.write(notebook, clone / "NoteBooks" / f"{name}.ipynb")
+    ran = {}
+    for text in ("", "02", "01 02", "NoteBooks/own [x] é $$.ipynb"):
+        result = subprocess.run(["make", "run", f"NOTEBOOK={text}"], cwd=clone, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        ran[text] = re.findall(r"^Running NoteBooks/(.+)\.ipynb …$", result.stdout, re.M)
+    assert list(ran.values()) == [["01_one", "02_two"], ["02_two"], ["01_one", "02_two"], ["own [x] é $"]]
 
 
 def test_publishing(small_project):

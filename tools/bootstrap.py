@@ -137,6 +137,7 @@ def build_environment(python, stamp):
     install = [uv, "pip", "install", "--python", str(ENVIRONMENT), "--no-deps", "-r", str(LOCK)]
     run(install, purpose, uv_environment(pip))
     kernel = ["-m", "ipykernel", "install", "--sys-prefix", "--name", "python3", "--display-name", ".finetuning"]
+    kernel += ["--env", "GOMP_SPINCOUNT", "2000"]  # as the Makefile, for notebooks that are opened by hand
     run([str(ENVIRONMENT / "bin" / "python"), *kernel], "Registering the Jupyter kernel")
     partial = STAMP.with_suffix(".partial")
     partial.write_text(json.dumps(stamp) + "\n")

@@ -75,9 +75,11 @@ def execute(notebook):
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
-        for running in [*psutil.Process(process.pid).children(recursive=True), process]:
-            running.kill()  # the kernel first: it may be deep in a computation that no signal interrupts
+        started_here = [*psutil.Process(process.pid).children(recursive=True), process]
+        for running in started_here:
+            running.kill()  # at once: the kernel may be deep in a computation that nothing gentler ends
         process.wait()
+        psutil.wait_procs(started_here[:-1], timeout=10)
         raise SystemExit(f"\nrun: interrupted in {notebook.name}; its kernel was ended.") from None
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, time.monotonic() - started, usage.ru_maxrss * 1024, executed

@@ -285,6 +285,50 @@ def test_data_set_files(nb, tmp_path):
     assert len(nb["read_rows"]("data", "main")) > 300  # a folder: all files in it
 
 
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        ([{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}], r"message 1 \(user\) has no text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], r"message 2 \(assistant\) has no text"),
+        ([{"role": "user", "content": 5}, {"role": "assistant", "content": "b"}], r"message 1 \(user\) has no text; `content` is '5'"),
+        ([{"role": "user", "content": [{"type": "image", "image": "x"}]}, {"role": "assistant", "content": "b"}], "has no text"),
+        ([{"role": "user", "content": ["a"]}, {"role": "assistant", "content": "b"}], "has no text"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": 5}], "`thinking` must be a text, it is 5"),
+    ],
+)  # fmt: skip
+def test_a_message_without_text_is_named_with_its_row(nb, messages, fault):
+    row = {**{column: "x" for column in nb["COLUMNS"]}, "messages": messages}
+    with fails(nb, rf"rows, row 1: .*{fault}"):
+        nb["check_rows"]([row], "rows")
+
+
+def test_rows_with_parts_calls_and_odd_texts_pass_or_are_named(nb):
+    row = {column: "x" for column in nb["COLUMNS"]}
+    parts = [{"type": "text", "text": "a"}]
+    call = {"function": {"name": "f", "arguments": {}}}
+    good = [{"role": "user", "content": parts}, {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "1"}, {"role": "assistant", "content": "b", "thinking": None}]  # fmt: skip
+    assert nb["check_rows"]([{**row, "messages": good}], "rows")
+    with fails(nb, "reasoning_language, user, analysis and final must be texts"):
+        nb["check_rows"]([{**row, "messages": good, "analysis": None}], "rows")
+
+
+def test_held_out_prompts_are_checked_before_they_are_needed(nb):
+    prompt = dict.fromkeys(("user", "user_language", "user_english", "reasoning_language", "developer"), "x")
+    assert nb["check_prompts"]([prompt], "p.jsonl") == [prompt]
+    with fails(nb, r"p\.jsonl, row 2: the texts \['user_language'\] are missing"):
+        nb["check_prompts"]([prompt, {**prompt, "user_language": None}], "p.jsonl")
+    with fails(nb, r"p\.jsonl has no prompts"):
+        nb["check_prompts"]([], "p.jsonl")
+
+
+def test_a_missing_file_is_told_before_a_model_is_fetched(notebook_01, notebook_cells):
+    with pytest.raises(
+        Exception, match=r"HELD_OUT_PROMPTS is data/mine\.jsonl, and there is no such file or folder below"
+    ):
+        notebook_cells(notebook_01, "def read_jsonl", HELD_OUT_PROMPTS="data/mine.jsonl")
+
+
 def test_parquet_is_read_like_jsonl(nb, tmp_path):
     import pandas as pd
 

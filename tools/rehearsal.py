@@ -406,6 +406,7 @@ def main():
     arguments = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bar of the library that reads the GGUF
     try:
         if arguments.verify:
             verify(arguments.root)

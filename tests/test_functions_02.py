@@ -485,6 +485,10 @@ def test_tool_descriptions_reach_the_model_as_the_template_writes_them(nb):
     prompt = next(row for row in read_jsonl("held_out_skills.jsonl") if row["source"] == "tool_calls")
     conversation = nb.to_conversation({**prompt, "request": prompt["messages"][-1]["content"]})
     assert nb.render(conversation) == nb.render(prompt["messages"], prompt["tools"])
+    kept = nb.keep_as_text(conversation, nb.tokenizer)  # as `generate_replies` does: the template's own tags stay
+    assert nb.render(kept) == nb.render(conversation) and "<tool_call>" in nb.render(kept)
+    typed = [{"role": "user", "content": "x<tool_call>y"}]
+    assert "<tool_call>" not in nb.render(nb.keep_as_text([*conversation[:1], *typed], nb.tokenizer)).split("x<")[1]
 
 
 # Masks

@@ -4,7 +4,7 @@
 
 Rows, mask, trainer, prompts and measures are the notebook's own cells, in its rehearsal profile. The first seed of every
 setting is made first. The record is written after every run, and a second call goes on where the first one stopped;
-runs made by other code of the notebook, or on another processor, are not mixed: then the record begins anew.
+runs made by other code of the notebook, or on another device, are not mixed: then the record begins anew.
 Notebook 02 reads the record and shows it as a table.
 """
 
@@ -115,7 +115,8 @@ def main():
     bodies = "".join(
         source for source in code_cells(NOTEBOOK) if "def train(" in source or "TRAINING = dict(" in source
     )
-    same = {"device": f"{cpu}, {os.cpu_count()} cores, {nb['HALF']}", "steps": nb["steps"], "batch": nb["a_step"],
+    device = f"{cpu}, {os.cpu_count()} cores" if nb["DEVICE"] == "CPU" else nb["DEVICE"]
+    same = {"device": f"{device}, {nb['HALF']}", "steps": nb["steps"], "batch": nb["a_step"],
             "learning_rate": nb["LEARNING_RATE"], "code": hashlib.sha256(bodies.encode()).hexdigest()[:12]}  # fmt: skip
     record = json.loads(arguments.record.read_text()) if arguments.record.exists() else {}
     if any(record.get(key) != value for key, value in same.items()):

@@ -41,19 +41,19 @@ def finding(card, about):
 def test_the_style_was_learnt_and_asking_was_not_enough(whole_card):
     before, prompted, after = (whole_card["metrics"][when]["emoji_replies"] for when in ("before", "prompted", "after"))
     assert before["value"] == 0 and after["value"] >= before["value"] + 0.3 and after["low"] > prompted["high"]
-    assert finding(whole_card, "base → tuned: emoji_replies")["verdict"] == "up"
+    assert finding(whole_card, "base → tuned: emoji_replies")["verdict"] == "better"
     usability = [whole_card["metrics"][when]["usability"]["value"] for when in ("before", "after")]
     assert usability[1] >= usability[0] - 0.05
 
 
 def test_json_became_valid(whole_card):
-    assert finding(whole_card, "base → tuned: json_valid")["verdict"] == "up"
+    assert finding(whole_card, "base → tuned: json_valid")["verdict"] == "better"
 
 
 def test_what_was_forgotten_came_back(whole_card):
     """The mixture alone loses languages, beyond chance; replay brings them back: the verdict is computed."""
-    assert finding(whole_card, "base → mixture alone: language_retention")["verdict"] == "down"
-    assert finding(whole_card, "mixture alone → tuned: language_retention")["verdict"] == "up"
+    assert finding(whole_card, "base → mixture alone: language_retention")["verdict"] == "worse"
+    assert finding(whole_card, "mixture alone → tuned: language_retention")["verdict"] == "better"
     assert whole_card["forgetting"].startswith("The mixture alone lost the question's language")
     assert " Replay brought " in whole_card["forgetting"]
 

@@ -22,7 +22,7 @@ from notebook_code import write_with_parameters  # noqa: E402
 RECORDS = Path("outputs/benchmarks")
 FEW = {  # values that limit the time of a run in the full profile, and nothing else
     "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "TRACKER": "none"},
-    "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3, "CHAT": False,
+    "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3,
            "MAX_NEW_TOKENS": dict.fromkeys(["emoji", "cmath", "mawps", "json_only", "tool_calls", "language"], 6)},
     "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8},
     "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "PROMPTS_LIMIT": 1},

@@ -22,10 +22,10 @@ sys.path.insert(0, str(PROJECT / "tools"))
 from notebook_code import lift  # noqa: E402
 
 NOTEBOOK = PROJECT / "NoteBooks" / "02_qwen3_emoji_math.ipynb"
-HEAVY = {"unsloth", "torch", "transformers", "trl", "peft", "matplotlib", "lingua", "IPython", "safetensors", "bitsandbytes"}  # fmt: skip
-NAMES = """FEATURES MESSAGE HIDDEN BROKEN NUMBER CHINESE DIGITS UNITS LONGEST_ANSWER RowError make_row digest question_key
-    clean_text field cut_at_sentence parse_number parse_chinese as_number fill_placeholders evaluate normalize_emoji
-    normalize_cmath normalize_mawps build_pool deduplicate split_pools normalize_weights mix export_mixture""".split()
+HEAVY = {"unsloth", "torch", "transformers", "trl", "peft", "matplotlib", "lingua", "IPython", "safetensors", "bitsandbytes", "math_verify", "scipy"}  # fmt: skip
+NAMES = """FEATURES MESSAGE HIDDEN ARABIC CHINESE MEASURE NUMBER MAX_REPEATS LONGEST_ANSWER RowError make_row digest
+    question_key clean_text field cut_at_sentence value_of numbers_in parse_number as_number fill_placeholders evaluate
+    replace_folder normalize_emoji normalize_cmath normalize_mawps build_pool deduplicate split_pools normalize_weights mix export_mixture""".split()
 STEPS = ["normalise", "deduplicate", "write pools", "split", "mix", "export"]
 BUDGET = {"seconds": 120, "bytes": 2e9, "spread": 0.20}
 

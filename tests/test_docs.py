@@ -147,14 +147,15 @@ def test_what_notebook_01_says_of_its_variations_is_in_their_record(notebook_01)
 def test_readme_figures_of_notebook_02_are_those_of_the_committed_run_card(notebook_02, committed_card):
     card = committed_card(notebook_02)
     row = next(line for line in README.splitlines() if notebook_02.name in line and line.startswith("|"))
-    before, after, replayed = (card["metrics"][when] for when in ("before", "after", "after_with_replay"))
+    before, alone, after = (card["metrics"][when] for when in ("before", "without_replay", "after"))
 
     def shares(metric, *stages):
         return " → ".join(f"{stage[metric]['value']:.0%}" for stage in stages)
 
     assert f"emoji in {shares('emoji_replies', before, after)} of sound replies" in row
     assert f"valid JSON {shares('json_valid', before, after)}" in row
-    assert f"answers in the question's language {shares('language_retention', before, after, replayed)}" in row
+    assert f"answers in the question's language {shares('language_retention', before, alone, after)}" in row
+    assert "(base, mixture alone, with replay)" in row
     check_cost(row, card)
 
 

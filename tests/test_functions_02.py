@@ -1,5 +1,6 @@
 """Functions of notebook 02: normalising, cleaning, mixing and judging, with right, wrong and hostile input."""
 
+import glob
 import json
 import subprocess
 import sys
@@ -271,15 +272,16 @@ def test_the_export_reads_back_equal(nb, three, tmp_path):
         lambda row: nb.normalize_emoji(row, "en"),
     )[0]
     mixture = nb.concatenate_datasets([odd, nb.pools["tool_calls"], three["b"]])
-    nb.export_mixture(mixture, tmp_path / "mixture")
-    text = (tmp_path / "mixture" / "mixture.jsonl").read_text(encoding="utf-8")
+    place = tmp_path / "a [b] c" / "mixture"  # a project's path may hold brackets and spaces
+    nb.export_mixture(mixture, place)
+    text = (place / "mixture.jsonl").read_text(encoding="utf-8")
     assert "你好" in text and "👩‍🍳" in text and "\\u4f60" not in text
     again = nb.load_dataset(
-        "json", data_files=str(tmp_path / "mixture" / "mixture.jsonl"), features=nb.FEATURES, split="train",
+        "json", data_files=glob.escape(str(place / "mixture.jsonl")), features=nb.FEATURES, split="train",
         cache_dir=str(tmp_path / "cache"),
     )  # fmt: skip
     assert again[:] == mixture[:]
-    assert nb.datasets.load_from_disk(tmp_path / "mixture" / "arrow")[:] == mixture[:]
+    assert nb.datasets.load_from_disk(place / "arrow")[:] == mixture[:]
 
 
 def test_the_benchmark_runs_the_notebook_s_own_functions():
@@ -468,21 +470,27 @@ def test_exact_match(nb, reply, reference, right):
 def test_every_reference_answer_is_judged_right(nb):
     """What a perfect model would answer counts as right, for every held-out prompt."""
     for row in read_jsonl("held_out_skills.jsonl"):
-        prompt = {**row, "kind": row["source"]}
+        prompt = {**row, "kind": row["source"], "request": nb.request_of(row)}
         if row["source"] == "json_only":
-            assert nb.judge(prompt, row["answer"])
+            assert nb.judge(prompt, {"text": row["answer"]})
         elif row["source"] == "tool_calls":
-            assert nb.judge(prompt, f"<tool_call>\n{json.dumps(row['call'], ensure_ascii=False)}\n</tool_call>")
+            assert nb.judge(
+                prompt, {"text": f"<tool_call>\n{json.dumps(row['call'], ensure_ascii=False)}\n</tool_call>"}
+            )
         elif row["source"] == "cmath":
-            assert nb.judge(prompt, contents(nb.normalize_cmath(row))[1])
+            assert nb.judge(prompt, {"text": contents(nb.normalize_cmath(row))[1]})
         elif row["source"] == "mawps":
-            assert nb.judge(prompt, contents(nb.normalize_mawps(row))[1])
+            assert nb.judge(prompt, {"text": contents(nb.normalize_mawps(row))[1]})
 
 
 def test_tool_descriptions_reach_the_model_as_the_template_writes_them(nb):
     prompt = next(row for row in read_jsonl("held_out_skills.jsonl") if row["source"] == "tool_calls")
     conversation = nb.to_conversation({**prompt, "request": prompt["messages"][-1]["content"]})
     assert nb.render(conversation) == nb.render(prompt["messages"], prompt["tools"])
+    kept = nb.keep_as_text(conversation, nb.tokenizer)  # as `generate_replies` does: the template's own tags stay
+    assert nb.render(kept) == nb.render(conversation) and "<tool_call>" in nb.render(kept)
+    typed = [{"role": "user", "content": "x<tool_call>y"}]
+    assert "<tool_call>" not in nb.render(nb.keep_as_text([*conversation[:1], *typed], nb.tokenizer)).split("x<")[1]
 
 
 # Masks
@@ -526,3 +534,328 @@ def test_typed_control_tokens_are_refused_and_counted(nb):
     assert len(dataset) == 1 and dropped == {"control token typed in the text": 1}
     with pytest.raises(nb.NotebookError, match="No row is left to train on"):
         nb.tokenize_rows([row])
+
+
+# Numbers in replies as Qwen writes them
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("4分之3", "3/4"), ("百分之25", "1/4"), ("3万元", "30000"), ("3万5千", "35000"), ("1.5亿", "150000000"), ("12千克", "12"),
+        ("十二千克", "12"), ("三千米", "3"), ("2½ cups", "5/2"), ("½", "1/2"), ("3又1/4", "13/4"), ("3 1/4 cups", "13/4"),
+        ("三又四分之一", "13/4"), ("12 m²", "12"), ("12cm2", "12"), ("第七", "7"), ("一共", None), ("一样多", None), ("十分钟", "10"),
+        ("十分高兴", None), ("三角形", None), ("CO2", None),
+    ],
+)  # fmt: skip
+def test_numbers_in_both_languages(nb, text, value):
+    assert nb.parse_number(text) == (None if value is None else Fraction(value))
+
+
+def test_the_table_of_replies_is_judged_without_an_error(nb):
+    rows = read_jsonl("number_replies.jsonl")
+    chinese = sum(any("\u4e00" <= c <= "\u9fff" for c in row["reply"]) for row in rows)
+    assert len(rows) >= 80 and sum(row["right"] for row in rows) * 2 == len(rows)
+    assert 20 <= chinese <= len(rows) - 20
+    judged = [nb.exact_match(row["reply"], row["reference"], row.get("question", "")) for row in rows]
+    assert judged == [row["right"] for row in rows]
+
+
+def test_restated_questions_are_read(nb):
+    """ "答：还剩X页": the last clause of each CMATH question, its question word replaced by the answer."""
+    import re
+
+    rows = read_jsonl("cmath.jsonl") + [row for row in read_jsonl("held_out_skills.jsonl") if row["source"] == "cmath"]
+    tried = 0
+    for row in rows:
+        clause = next((c for c in reversed(re.split("[，。？?！]", row["question"])) if re.search("多少|几", c)), "")
+        reply = "答：" + re.sub("多少|几", row["golden"], clause, count=1) + "。"
+        if clause and not re.search("多少|几", reply):
+            tried += 1
+            assert nb.exact_match(reply, row["golden"], row["question"]), (reply, row["golden"])
+    assert tried > 200
+
+
+ODD = ["\\boxed{" * 2000, "(" * 2000, "[" * 2000, '{"a":' * 2000, "NaN", "\ud800", "一" * 5000, "9" * 5000, "1/" * 3000,
+       "\\boxed{9^{9^{9^{9}}}}", "\\frac{1}{0}", "百分之" * 500, "$" * 999, "1," * 9999, "3 1/0", "", "\x00",
+       '<tool_call>{"name": ["rain"], "arguments": {}}</tool_call>', '<tool_call>{"name": null}</tool_call>',
+       "<tool_call>" + '{"a":' * 3000 + "1" + "}" * 3000 + "</tool_call>"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD, ids=range(len(ODD)))
+def test_no_reply_makes_a_measure_fail(nb, text):
+    assert nb.exact_match(text, "6") is False
+    assert nb.json_valid(text, KEYS) is False and nb.tool_call_valid(text, TOOLS) is False
+    assert nb.is_loop(text) in (True, False) and isinstance(nb.emoji_in(text), list)
+
+
+def test_json_by_the_letter(nb):
+    assert nb.json_valid('{"year": 2014.0}', {"year": "integer"}) and not nb.json_valid(
+        '{"year": 2014.5}', {"year": "integer"}
+    )
+    for bad in ('{"year": NaN}', '{"year": Infinity}', '{"year": 1, "year": 2}', '{"year": true}', '{"year": "2014"}',
+                '{"year": null, "missing": ["year", ["year"]]}', '{"year": null, "missing": [{}]}'):  # fmt: skip
+        assert not nb.json_valid(bad, {"year": "integer"}), bad
+
+
+def test_a_schema_elsewhere_causes_no_request(nb):
+    import socket
+    import threading
+
+    server, asked = socket.create_server(("127.0.0.1", 0)), []
+    server.settimeout(2)
+
+    def listen():
+        try:
+            connection, _ = server.accept()
+            asked.append(connection.recv(100))
+            connection.close()
+        except TimeoutError:
+            pass
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    address = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+    for schema in ({"$ref": address}, {"properties": {"city": {"$ref": address}}}, {"$dynamicRef": address},
+                   {"$schema": address, "type": "object"}, {"$id": address, "$ref": "other.json"}):  # fmt: skip
+        nb.check_arguments({"city": "Rome"}, schema)
+    assert nb.check_arguments({"city": "Rome"}, {"properties": {"city": {"$ref": address}}}) is not None
+    listener.join()
+    server.close()
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [{"properties": {"city": {"type": kind}}} for kind in ("float", "dict", "any", 3, ["string", "none"])]
+    + [{"$ref": "#/$defs/none"}, {"properties": {"city": {"$ref": "#/nowhere"}}}, {"$ref": "#"}, [], "x", {"pattern": "("}, {"properties": {"city": {"pattern": "("}}}],
+)  # fmt: skip
+def test_a_schema_that_is_none_is_a_fault_and_no_error(nb, schema):
+    assert isinstance(nb.check_arguments({"city": "Rome"}, schema), str)
+
+
+def test_definitions_within_a_schema_are_followed(nb):
+    schema = {
+        "$defs": {"place": {"type": "object", "properties": {"city": {"type": "string"}}}},
+        "$ref": "#/$defs/place",
+    }
+    assert nb.check_arguments({"city": "Rome"}, schema) is None
+    assert nb.check_arguments({"city": 3}, schema) and nb.check_arguments({"town": "Rome"}, schema)
+
+
+def test_parallel_calls_without_ids_are_paired_in_order(nb):
+    calls = [
+        {"type": "function", "function": {"name": "rain", "arguments": {"city": city}}} for city in ("Rome", "Oslo")
+    ]
+    asking = {"role": "assistant", "content": "", "tool_calls": json.dumps(calls)}
+    answered = {"role": "tool", "content": "no"}
+    assert nb.tool_faults([ASK, asking, answered, answered, REPLY], TOOLS) == []
+    assert nb.tool_faults([ASK, asking, answered, REPLY], TOOLS) == ["tool call without a result"]
+    assert nb.tool_faults([ASK, asking, answered, answered, answered, REPLY], TOOLS) == ["tool result without its call"]
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, REPLY]}, "the user's content is a list of parts"),
+        ({"messages": [{"role": "user", "content": " "}, REPLY]}, "an empty user turn"),
+        ({"messages": [{"role": "user", "content": float("nan")}, REPLY]}, "the user's content is no text"),
+        ({"messages": [ASK, {"role": "assistant", "content": float("nan")}]}, "the assistant's content is no text"),
+        ({"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "c1", "function": {"name": ["rain"], "arguments": {}}}]}, RESULT, REPLY], "tools": TOOLS}, "of an unexpected shape"),
+        ({"messages": [ASK, {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "c1", "function": {"name": "rain", "arguments": {"city": float("nan")}}}]}, RESULT, REPLY], "tools": TOOLS}, "JSON cannot hold"),
+    ],
+)  # fmt: skip
+def test_odd_rows_have_their_fault(nb, row, fault):
+    assert any(fault in text for text in nb.row_faults(row, nb.tokenizer)), nb.row_faults(row, nb.tokenizer)
+
+
+def test_laughter_is_no_loop_and_keycaps_are_emoji(nb):
+    for fine in ("哈哈哈哈哈", "Yes!!!!!", "hahahahaha", "Nooooooooo", "1000000", "| a | b |\n|---|---|\n| 1 | 2 |"):
+        assert not nb.is_loop(fine), fine
+    for loop in ("🎉🎉🎉🎉🎉", "🔬 🔬 🔬 🔬 🔬 🔬", "I'm not sure. " * 6, "我不知道，" * 8):
+        assert nb.is_loop(loop), loop
+    assert nb.emoji_in("Press 1️⃣ or #️⃣, not 1 or #") == ["1️⃣", "#️⃣"]
+
+
+@pytest.mark.parametrize("text", ["CafÃ© au lait", "donâ€™t", "ä½ å¥½ä¸–ç•Œ", "ðŸ˜€ hi", "Ã¼ber", "Â£5", "å›¾"])
+def test_text_that_was_decoded_wrongly_is_refused(nb, text):
+    with pytest.raises(nb.RowError, match="broken encoding"):
+        nb.clean_text(text)
+
+
+def test_every_text_of_the_course_passes_the_cleaning(nb):
+    for name in ("replay", "retention_prompts", "held_out_skills", "number_replies", "multilingual_thinking"):
+        for row in read_jsonl(f"{name}.jsonl"):
+            for value in row.values():
+                assert not isinstance(value, str) or nb.clean_text(value) == value.strip()
+
+
+# Comparisons
+
+
+def test_paired_shares_are_mcnemar_s(nb):
+    import pandas as pd
+    from scipy.stats import binomtest
+
+    before = pd.Series([1.0] * 5 + [0.0] * 15)
+    after = pd.Series([0.0] * 2 + [1.0] * 12 + [0.0] * 6)
+    result = nb.paired(before, after)
+    assert (result["n"], result["gained"], result["lost"]) == (20, 9, 2)
+    assert result["p"] == binomtest(9, 11).pvalue and abs(result["difference"] - 0.35) < 1e-9
+    assert result["low"] < 0.35 < result["high"]
+    same = nb.paired(before, before)
+    assert same["p"] == 1.0 and same["difference"] == 0.0
+    assert nb.paired(before, after[:10])["n"] == 10
+
+
+def test_amounts_are_compared_by_a_paired_bootstrap(nb):
+    import numpy as np
+    import pandas as pd
+
+    noise = np.random.default_rng(1).normal(size=40)
+    close = nb.paired(pd.Series(noise * 10), pd.Series(noise * 10 + 0.5 + 0.1 * noise), amounts=True)
+    assert close["p"] < 0.01 and close["low"] > 0.3
+    none = nb.paired(pd.Series(noise), pd.Series(np.random.default_rng(2).normal(size=40)), amounts=True)
+    assert none["p"] > 0.05 and none["low"] < 0 < none["high"]
+
+
+def test_perplexities_are_compared_on_the_same_rows(nb):
+    import numpy as np
+    import pandas as pd
+
+    tokens = np.arange(5, 25)
+    before = pd.DataFrame({"source": "x", "loss": tokens * 2.0 + np.sin(tokens), "tokens": tokens})
+    after = before.assign(loss=before["loss"] - 0.1 * tokens)
+    result = nb.paired_perplexity(before, after)
+    assert abs(result["after"] / result["before"] - np.exp(-0.1)) < 1e-6 and result["gained"] == 20
+    assert result["low"] <= np.exp(-0.1) + 1e-6 and result["p"] < 0.01
+
+
+def test_holm_and_the_sentences(nb, capsys):
+    import pandas as pd
+
+    assert nb.holm([0.01, 0.04, 0.03]) == [0.03, 0.06, 0.06]
+    before = {"usability": pd.Series([0.0] * 20), "json_valid": pd.Series([1.0, 0.0] * 10)}
+    after = {"usability": pd.Series([1.0] * 18 + [0.0] * 2), "json_valid": pd.Series([1.0, 0.0] * 9 + [0.0, 1.0])}
+    results = nb.compare(before, after, "title")
+    assert {name: result["verdict"] for name, result in results.items()} == {
+        "usability": "better",
+        "json_valid": "not decided",
+    }
+    assert "usability: 0 % → 90 %; 18 of 20 gained, 0 lost" in capsys.readouterr().out
+    assert nb.compare(after, before, "back")["usability"]["verdict"] == "worse"
+
+
+# Order, cap, formats
+
+
+def test_a_short_batch_comes_last_and_breaks_no_other(nb):
+    lengths = [10 * (i % 30 + 1) for i in range(301)]
+    rows = nb.Dataset.from_dict({"input_ids": [[0] * length for length in lengths]})
+    for size in (4, 8):
+        ordered = list(map(len, nb.like_lengths_together(rows, size, 3)["input_ids"]))
+        assert sorted(ordered) == sorted(lengths) and nb.padding_share(ordered, size) < 0.02
+        tail = len(lengths) % size
+        assert all(max(ordered[k : k + size]) - min(ordered[k : k + size]) <= 20 for k in range(0, 301 - tail, size))
+        assert ordered[: 301 - tail] != sorted(ordered[: 301 - tail])
+    assert nb.padding_share([10, 10, 5, 5], 2) == 0 and nb.padding_share([10, 5], 2) == 0.25
+
+
+def test_a_pool_is_repeated_up_to_its_cap(nb, three):
+    mixture = nb.mix(three, {"a": 1, "b": 8, "c": 1}, "resample", 1, 400, max_repeats=3)
+    assert sources(mixture) == {"a": 40, "b": 120, "c": 40} and max(Counter(mixture["hash"]).values()) == 3
+
+
+def test_answers_come_in_the_language_of_the_question(nb):
+    rows = read_jsonl("emoji_chat.jsonl")
+    tags = [nb.normalize_emoji(row, "question")["tags"] for row in rows]
+    elsewhere = [nb.normalize_emoji(row, "en")["tags"] for row in rows]
+    count = [sum("answered in another language" in row for row in some) for some in (tags, elsewhere)]
+    assert count[0] < count[1] and count[1] > 20
+
+
+def test_sharegpt(nb):
+    row = {"conversations": [{"from": "human", "value": "2 + 3?"}, {"from": "gpt", "value": "<think>Five.</think>5"}]}
+    normal = nb.normalize_sharegpt(row)
+    assert contents(normal) == ["2 + 3?", "5"] and normal["messages"][1]["reasoning_content"] == "Five."
+    pool, reasons = nb.build_pool(
+        [row, {"conversations": [{"from": "robot", "value": "x"}]}, {}], nb.normalize_sharegpt
+    )
+    assert len(pool) == 1 and sum(reasons.values()) == 2
+
+
+def test_reasoning_is_learnt_where_the_template_has_a_place_for_it(nb):
+    hybrid = {"chat_template": nb.CHAT_TEMPLATES["qwen-3"][0]}
+    think = nb.masked(nb.thinking_row, False, **hybrid)
+    without = nb.masked(nb.normalize_alpaca({"instruction": "2 + 3?", "output": "5."}), False, **hybrid)
+    for row, text in ((think, "<think>\nTwo and three are five.\n</think>\n\n5.<|im_end|>"),
+                      (without, "<think>\n\n</think>\n\n5.<|im_end|>")):  # fmt: skip
+        learnt_ids = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+        assert nb.tokenizer.decode(learnt_ids) == text
+        counts = nb.check_masks(nb.Dataset.from_list([row]), nb.tokenizer, nb.instruction, nb.response)
+        assert counts["missing"] == counts["extra"] == 0
+    assert nb.thought_counts([nb.thinking_row]) == (1, 0)
+    assert nb.row_faults({"messages": [ASK, {**REPLY, "reasoning_content": "Let me greet."}]}, nb.tokenizer) == []
+
+
+def test_replies_of_two_models_are_paired_by_their_prompt(setup_02):
+    """A subset of the prompts, in another order, meets its own counterparts and no others."""
+    from contextlib import nullcontext
+
+    space = dict(setup_02)
+    words = {"a": "Sure! 🎉<|im_end|>", "b": "No.<|im_end|>"}
+    prompts = [{"kind": "emoji", "request": f"{letter} {i}", "question": "?"} for i in range(6) for letter in "ab"]
+    fakes = {
+        "phase": lambda name: nullcontext(),
+        "model": None,
+        "generate_replies": lambda model, tokenizer, talks, budget: [words[talk[-1]["content"][0]] for talk in talks],
+    }
+    kept = {name: setup_02.get(name) for name in fakes}
+    setup_02.update(fakes)
+    try:
+        whole = space["verdicts_of"](space["answer"]("whole", prompts))["emoji_replies"]
+        part = space["verdicts_of"](space["answer"]("part", prompts[::-1][:7]))["emoji_replies"]
+    finally:
+        setup_02.update(kept)
+    result = space["paired"](whole, part)
+    assert (result["n"], result["gained"], result["lost"]) == (7, 0, 0) and 0 < result["before"] < 1
+
+
+@pytest.fixture(params=["stand-in", "true Qwen3"])
+def contract_space(request, setup_02):
+    """The notebook's namespace with the stand-in's or with Qwen3's published tokenizer; skipped without npm."""
+    import true_tokenizers
+
+    kept = {name: setup_02[name] for name in ("tokenizer", "control_ids")}
+    if request.param == "true Qwen3":
+        try:
+            tokenizer = true_tokenizers.load("qwen3")
+        except true_tokenizers.Unavailable as error:
+            pytest.skip(str(error))
+        added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        setup_02.update(tokenizer=tokenizer, control_ids={t: i for t, i in added.items() if t.startswith("<")})
+    yield setup_02
+    setup_02.update(kept)
+
+
+def test_the_contract_holds_on_every_row(contract_space):
+    """Every row of every pool and of the replay file, its last turn learnt and all of its turns."""
+    space = contract_space
+    rows = [row for pool in space["pools"].values() for row in pool]
+    rows += [space["make_row"]([{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}], "replay")
+             for row in space["replay_source"]] + [space["two_turns"]]  # fmt: skip
+    assert space["find_response_markers"](space["tokenizer"]) == (space["instruction"], space["response"])
+    kept = {name: space[name] for name in ("LEARN_TURNS", "LEARN_TOOL_CALLS")}
+    try:
+        for every in (False, True):
+            space.update(LEARN_TURNS="all" if every else "last", LEARN_TOOL_CALLS=every)
+            labelled, dropped = space["add_labels"](rows)
+            ((turns, counts),) = space["contract_of"](labelled).items()
+            assert turns == ("every turn" if every else "last turn") and not dropped
+            assert (
+                counts["rows"] == len(rows) > 900 and counts["missing"] == counts["extra"] == 0 < counts["supervised"]
+            )
+    finally:
+        space.update(kept)

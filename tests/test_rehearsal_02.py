@@ -31,28 +31,64 @@ def test_it_runs_to_the_end_and_reports(rehearsal_02):
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     text = "".join(output.get("text", "") for cell in code for output in cell.outputs)
-    assert "the conversation is skipped" in text
+    assert "0 misjudged" in text and "base → tuned" in text and "padding met" in text
+
+
+def finding(card, about):
+    return next(found for found in card["findings"] if found["about"] == about)
 
 
 def test_the_style_was_learnt_and_asking_was_not_enough(whole_card):
     before, prompted, after = (whole_card["metrics"][when]["emoji_replies"] for when in ("before", "prompted", "after"))
-    assert before["value"] == 0 and after["low"] > before["high"] and after["low"] > prompted["high"]
-    assert whole_card["metrics"]["after"]["usability"]["value"] >= whole_card["metrics"]["before"]["usability"]["value"]
+    assert before["value"] == 0 and after["value"] >= before["value"] + 0.3 and after["low"] > prompted["high"]
+    assert finding(whole_card, "base → tuned: emoji_replies")["verdict"] == "better"
+    usability = [whole_card["metrics"][when]["usability"]["value"] for when in ("before", "after")]
+    assert usability[1] >= usability[0] - 0.05
 
 
 def test_json_became_valid(whole_card):
-    assert whole_card["metrics"]["after"]["json_valid"]["low"] > whole_card["metrics"]["before"]["json_valid"]["high"]
+    assert finding(whole_card, "base → tuned: json_valid")["verdict"] == "better"
+
+
+def test_what_was_forgotten_came_back(whole_card):
+    """The mixture alone loses languages, beyond chance; replay brings them back: the verdict is computed."""
+    assert finding(whole_card, "base → mixture alone: language_retention")["verdict"] == "worse"
+    assert finding(whole_card, "mixture alone → tuned: language_retention")["verdict"] == "better"
+    assert whole_card["forgetting"].startswith("The mixture alone lost the question's language")
+    assert " Replay brought " in whole_card["forgetting"]
+
+
+def test_findings_are_corrected_for_their_number(whole_card):
+    from scipy.stats import binomtest
+
+    shares = [
+        found
+        for found in whole_card["findings"]
+        if "perplexity" not in found["about"] and "per_100" not in found["about"]
+    ]
+    assert len(shares) >= 15
+    for found in shares:
+        moved = int(found["gained"] + found["lost"])
+        assert abs(found["p"] - (binomtest(int(found["gained"]), moved).pvalue if moved else 1.0)) < 1e-9
+        assert found["p_corrected"] >= found["p"] and (found["verdict"] == "not decided") == (
+            found["p_corrected"] >= 0.05
+        )
+
+
+def test_measures_and_padding_are_what_they_say(any_card):
+    assert any_card["scorer"]["misjudged"] == any_card["scorer"]["ways_misjudged"] == 0
+    assert any_card["scorer"]["replies"] >= 80 and any_card["language_measure"]["value"] == 1.0
+    assert any_card["contract"]["missing"] == any_card["contract"]["extra"] == 0 and any_card["contract"]["rows"] > 600
+    padding = any_card["padding"]
+    assert padding["planned"] < 0.05 < padding["shuffled"]
+    assert abs(padding["met, mixture"] - padding["planned"]) <= 0.02
+    assert any_card["planned_peak_bytes"] > 0
 
 
 def test_perplexity_fell_on_every_source(whole_card):
     for source in SOURCES:
         before, after = (whole_card["metrics"][when][f"perplexity.{source}"]["value"] for when in ("before", "after"))
         assert 1 <= after < before, source
-
-
-def test_replay_brings_the_languages_back(whole_card):
-    before, replayed = (whole_card["metrics"][when]["language_retention"] for when in ("before", "after_with_replay"))
-    assert replayed["value"] >= before["low"]
 
 
 def test_enough_prompts_for_each_metric(whole_card):
@@ -84,7 +120,8 @@ def test_the_run_card_has_every_field_of_the_contract(any_card):
         assert any_card[field] not in (None, "", {}), field
     assert any_card["markers"] == {"instruction": "<|im_start|>user\n", "response": "<|im_start|>assistant\n"}
     assert any_card["rows"]["kept"] > 500 and any_card["rows"]["dropped"] == {}
-    assert set(any_card["share_of_loss"]) == set(SOURCES) and abs(sum(any_card["share_of_loss"].values()) - 1) < 0.001
+    for share in ("share_of_loss", "share_of_gradient"):
+        assert set(any_card[share]) == set(SOURCES) and abs(sum(any_card[share].values()) - 1) < 0.001
 
 
 def test_what_it_left_on_disk(card, folder):
@@ -95,8 +132,12 @@ def test_what_it_left_on_disk(card, folder):
     mixture = [json.loads(line) for line in (folder / "mixture" / "mixture.jsonl").read_text("utf-8").splitlines()]
     assert len(mixture) == len(load_from_disk(folder / "mixture" / "arrow")) == card["rows"]["kept"]
     assert {path.name for path in (folder / "pools").iterdir()} == set(SOURCES)
-    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text("utf-8").splitlines()]
-    assert answers and all(answer["question"] and "reply" in answer for answer in answers)
+    validation = [
+        json.loads(line) for line in (folder / "validation" / "mixture.jsonl").read_text("utf-8").split("\n")[:-1]
+    ]
+    assert len(validation) >= 100
+    record = json.loads((folder / "adapter" / "training.json").read_text())
+    assert record["kind"] == "adapter" and record["base"]["id"] == card["model"]["id"] and record["log_history"]
     assert not list(folder.glob(".*-partial")) and not (folder / "checkpoints").exists()
 
 
@@ -115,8 +156,8 @@ def test_weights_for_an_unknown_source_stop_the_run_with_a_sentence(tmp_path):
     )
 
 
-def test_inference_alone_and_odd_sources(card, folder, tmp_path):
-    """TRAIN = False; one source of a single row, one without a usable row, one with spoilt rows among good ones."""
+def test_odd_sources_and_the_reader_s_own_file(card, folder, tmp_path):
+    """A source of one row, one without a usable row, spoilt rows among good ones, and a file of the reader's own."""
     import run_notebooks
 
     odd = PROJECT / "outputs" / f".odd-{tmp_path.name}"
@@ -129,24 +170,27 @@ def test_inference_alone_and_odd_sources(card, folder, tmp_path):
         (odd / "spoilt.jsonl").write_bytes(
             good + b'{"question": "x"}\n{broken\n' + '{"question": "é", "answer_en": "Hi"}'.encode("latin-1")
         )
+        mine = [
+            {"instruction": f"What is {i} + 1?", "output": f"{i + 1}", "history": [["Hi", "Hello!"]]} for i in range(40)
+        ]
+        (odd / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
         where = odd.relative_to(PROJECT)
         places = {name: [f"{where}/{file}.jsonl", "", ""] for name, file in
                   (("cmath", "one"), ("mawps", "none"), ("emoji", "spoilt"))}  # fmt: skip
         result, executed = run_notebook_with(
-            "02", tmp_path, TRAIN=False, ADAPTER=str((folder / "adapter").relative_to(PROJECT)),
-            SOURCES=places, **SMALL,
-        )  # fmt: skip
+            "02", tmp_path, SOURCES=places, YOUR_FILE=f"{where}/mine.jsonl", YOUR_FORMAT="alpaca", MAX_STEPS=2, **SMALL
+        )
     finally:
         for path in odd.iterdir():
             path.unlink()
         odd.rmdir()
     assert result.returncode == 0, result.stderr[-2000:]
     loaded = run_notebooks.run_card(executed)
-    assert loaded["parity"]["reloaded_adapter_same_text"] and "train mixture" not in loaded["phases"]
+    assert loaded["parity"]["reloaded_adapter_same_text"]
     assert loaded["rows"]["dropped"] == {
         "fewer Numbers than placeholders": 1, "empty answer": 1, "not JSON": 1, "broken encoding": 1,
     }  # fmt: skip
-    assert set(loaded["share_of_loss"]) == {"cmath", "emoji", "json_only", "tool_calls"}
+    assert set(loaded["share_of_loss"]) == {"cmath", "emoji", "json_only", "tool_calls", "yours"}
     assert json.loads((folder / "run_card.json").read_text()) == card, "another configuration overwrote the run card"
 
 

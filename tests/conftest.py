@@ -133,23 +133,6 @@ def forget_claim(folder):
 
 
 @pytest.fixture(scope="session")
-def setup_03(notebook_03, notebook_cells, tokenizers):
-    """The namespace of notebook 03 with all its functions and the sample books, read and cut: no model, no training."""
-    namespace = notebook_cells(notebook_03, "def weight_gib", BOOKS="outputs/rehearsal/no books of a reader")
-    forget_claim(namespace["OUTPUT"])
-    for source in code_cells(notebook_03):
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.FunctionDef) and node.name not in namespace:
-                exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_03.name, "exec"), namespace)
-    for source in code_cells(notebook_03):
-        if "def words_of" in source or "def verdict" in source:  # with the constants beside them
-            exec(compile(source, notebook_03.name, "exec"), namespace)
-    tokenizer = namespace["tokenizer"] = tokenizers["gpt-oss"]
-    namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return namespace
-
-
-@pytest.fixture(scope="session")
 def setup_04(notebook_04, notebook_cells, tokenizers):
     """The namespace of notebook 04 with all its functions and its data: no model, no training."""
     namespace = notebook_cells(notebook_04, "def check_model")

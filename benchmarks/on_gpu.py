@@ -24,7 +24,7 @@ FEW = {  # values that limit the time of a run in the full profile, and nothing 
     "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "TRACKER": "none"},
     "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3, "CHAT": False,
            "MAX_NEW_TOKENS": dict.fromkeys(["emoji", "cmath", "mawps", "json_only", "tool_calls", "language"], 6)},
-    "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8},
+    "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8, "RECITED": 2, "TRACKER": "none"},
     "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "PROMPTS_LIMIT": 1},
 }  # fmt: skip
 SHAPES = {"01": "gpt-oss-20b", "02": "Qwen3-4B", "03": "gpt-oss-20b", "04": "gemma-2-9b"}

@@ -27,7 +27,7 @@ SHORT = {  # number of the notebook: what makes a rehearsal run every cell, chec
         "LIMIT": 4,
         "MAX_NEW_TOKENS": {"emoji": 16, "cmath": 8, "mawps": 8, "json_only": 16, "tool_calls": 8, "language": 8},
     },
-    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16},
+    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16, "RECITED": 2, "TRACKER": "none"},
     "04": {"MAX_STEPS": 6, "LIMIT": 8, "MAX_NEW_TOKENS": 16},
 }
 

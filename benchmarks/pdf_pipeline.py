@@ -12,7 +12,8 @@ not changed is read once. The exit status is 1 where one of them is missed.
 
 `--layout` compares the notebook's signs with PyMuPDF's layout engine (pymupdf4llm, in the lock; the same licence as
 PyMuPDF itself) on the made pages of tests/made_pdfs.py, one difficulty each: the paragraphs that are right to the letter,
-the words that agree in order, and pages a second on a sample book.
+the words that agree in order, and pages a second on a sample book; and on thirty pages of each real manual that is
+installed (bash-doc, gnuplot-doc, zsh-doc): words of pdftotext's body that are kept, in order, and running heads inside.
 
 Two other readers, pypdf and pdfminer.six, are measured for comparison. The course needs neither: where they are
 missing, pip puts them into a temporary folder, and without a network they are left out.
@@ -33,6 +34,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from difflib import SequenceMatcher
 from importlib.metadata import version
@@ -269,12 +271,38 @@ def measure_layout(folder):
     def by_layout(path):
         return pymupdf4llm.to_text(str(path), header=False, footer=False, use_ocr=False).split("\n\n")
 
+    def signs_on(path, numbers):
+        pages = list(nb["clean_pages"](nb["read_pages"](path)))
+        return ["\n\n".join([title for _, title in pages[n - 1]["headings"]] + [pages[n - 1]["text"]]) for n in numbers]
+
+    def layout_on(path, numbers):
+        options = {"header": False, "footer": False, "use_ocr": False, "page_chunks": True}
+        return [page["text"] for page in pymupdf4llm.to_text(path, pages=[n - 1 for n in numbers], **options)]
+
     results = {}
-    for way, read in (("signs", by_signs), ("layout engine", by_layout)):
+    for way, read, read_manual in (("signs", by_signs, signs_on), ("layout engine", by_layout, layout_on)):
         cases = {case: right_share(texts, read(path)) for case, (path, texts) in made.items()}
         _, seconds, _ = clocks(read, sample)
-        results[way] = {"cases": cases, "pages_a_second": len(list(nb["read_pages"](sample))) / seconds}
+        manuals = {path: on_manual(path, read_manual) for path in made_pdfs.MANUALS if Path(path).exists()}
+        results[way] = {"cases": cases, "pages_a_second": len(list(nb["read_pages"](sample))) / seconds,
+                        "manuals": {Path(path).name: shares for path, shares in manuals.items()}}  # fmt: skip
     return results
+
+
+def on_manual(path, read):
+    """Return (share of words kept, share of words in order, pages with a running head inside, pages) of 30 pages."""
+    import made_pdfs
+
+    bodies = [(number, words) for number, words in made_pdfs.bodies(path) if len(words) > 100]
+    bodies = bodies[:: max(1, len(bodies) // 30)][:30]
+    kept = ordered = wanted = heads = 0
+    for (_, words), text in zip(bodies, read(path, [number for number, _ in bodies]), strict=True):
+        found = made_pdfs.words_in(text)
+        kept += (Counter(words) & Counter(found)).total()
+        blocks = SequenceMatcher(None, words, found, autojunk=False).get_matching_blocks()
+        ordered, wanted = ordered + sum(block.size for block in blocks), wanted + len(words)
+        heads += any(re.match(made_pdfs.MANUALS[path], " ".join(part.split())) for part in text.split("\n\n"))
+    return kept / wanted, ordered / wanted, heads, len(bodies)
 
 
 def print_layout(results):
@@ -287,6 +315,9 @@ def print_layout(results):
         right = sum(words > 0.9999 for _, words in one["cases"].values())
         print(f"{way}: {right} of {len(one['cases'])} made pages have every word in its place; "
               f"{one['pages_a_second']:.1f} pages/s of one core")  # fmt: skip
+        for name, (kept, ordered, heads, pages) in one["manuals"].items():
+            print(f"{way}, {name}: of pdftotext's words on {pages} pages {kept:.1%} are kept, {ordered:.1%} in order; "
+                  f"{heads} pages with a running head inside")  # fmt: skip
 
 
 CHILDREN = {"layout": measure_layout, "make": make_files, "speed": measure_speed, "peer": measure_peer, "memory": measure_memory,

@@ -5,6 +5,8 @@ placed by hand, so a case holds one difficulty and no other. All words are our o
 """
 
 import random
+import re
+import subprocess
 
 import pymupdf
 
@@ -463,3 +465,25 @@ CASES = {
         figure_of_numbers,
     )  # fmt: skip
 } | {f"turned_{angle}": lambda folder, angle=angle: turned(folder, angle) for angle in (90, 180, 270)}
+
+
+MANUALS = {  # real ones, from the Debian packages bash-doc, gnuplot-doc and zsh-doc: what a running head looks like
+    "/usr/share/doc/bash/bashref.pdf": r"(?:Chapter \d+|Appendix [A-Z]): [A-Z].{3,60} \d+$",
+    "/usr/share/doc/gnuplot/gnuplot.pdf": r"(?:\d+ )?gnuplot 5\.4(?: \d+)?$",
+    "/usr/share/doc/zsh-common/zsh.pdf": r"Chapter \d+: [A-Z].{3,60} \d+$",
+}
+
+
+def bodies(path):
+    """Yield (page number, its words by pdftotext, running heads left out); pages of lines that end in numbers are no body."""
+    head = re.compile(MANUALS[path])
+    pages = subprocess.run(["pdftotext", path, "-"], capture_output=True, text=True).stdout.split("\f")
+    for number, text in enumerate(pages, start=1):
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if sum(bool(re.search(r"[\s.]\d+$|^\d+$|^[ivxl]+$", line)) for line in lines) <= len(lines) / 3:
+            yield number, words_in(" ".join(line for line in lines if not head.match(line)))
+
+
+def words_in(text):
+    """Return a text's words in lower case."""
+    return re.findall(r"[^\W_]+", text.lower())

@@ -1754,32 +1754,20 @@ def test_the_manifest_tells_what_was_typeset(typeset_again):
 # Real manuals
 
 
-MANUALS = {  # what a running head of each looks like
-    "/usr/share/doc/bash/bashref.pdf": r"(?:Chapter \d+|Appendix [A-Z]): [A-Z].{3,60} \d+$",
-    "/usr/share/doc/gnuplot/gnuplot.pdf": r"(?:\d+ )?gnuplot 5\.4(?: \d+)?$",
-    "/usr/share/doc/zsh-common/zsh.pdf": r"Chapter \d+: [A-Z].{3,60} \d+$",
-}
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("path", MANUALS)
+@pytest.mark.parametrize("path", made_pdfs.MANUALS)
 def test_real_manuals_keep_their_words_and_lose_their_heads(nb, tmp_path, path):
     """Against pdftotext, page by page; pages most of whose lines end in numbers are no body."""
     if not os.path.exists(path) or not shutil.which("pdftotext"):
         pytest.skip("apt-get install bash-doc gnuplot-doc zsh-doc poppler-utils")
-    theirs = subprocess.run(["pdftotext", path, "-"], capture_output=True, text=True).stdout.split("\f")
     pages = list(nb.clean_pages(nb.read_pages(path)))
     kept = wanted = 0
-    for page, text in zip(pages, theirs, strict=False):
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if sum(bool(re.search(r"[\s.]\d+$|^\d+$|^[ivxl]+$", line)) for line in lines) > len(lines) / 3:
-            continue
-        head = re.compile(MANUALS[path])
-        body = Counter(re.findall(r"[^\W_]+", " ".join(line for line in lines if not head.match(line)).lower()))
+    for number, words in made_pdfs.bodies(path):
+        page = pages[number - 1]
         ours = page["text"] + " " + " ".join(title for _, title in page["headings"])
-        kept += sum((body & Counter(re.findall(r"[^\W_]+", ours.lower()))).values())
-        wanted += sum(body.values())
-        assert not [part for part in page["text"].split("\n\n") if head.match(part)], page["number"]
+        kept += (Counter(words) & Counter(made_pdfs.words_in(ours))).total()
+        wanted += len(words)
+        assert not [part for part in page["text"].split("\n\n") if re.match(made_pdfs.MANUALS[path], part)], number
     assert wanted > 50_000 and kept / wanted >= 0.97
     assert sum(bool(page["removed"].keys() & {"index", "contents"}) for page in pages) > 10
 
@@ -1787,7 +1775,7 @@ def test_real_manuals_keep_their_words_and_lose_their_heads(nb, tmp_path, path):
 @pytest.mark.long
 def test_lightly_damaged_copies_of_a_real_manual_say_what_they_lost(nb):
     """Ten places of a real file overwritten, forty times: no word is lost on a page that is not named."""
-    path = next(iter(MANUALS))
+    path = next(iter(made_pdfs.MANUALS))
     if not os.path.exists(path):
         pytest.skip("apt-get install bash-doc")
     data = open(path, "rb").read()

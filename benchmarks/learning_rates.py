@@ -6,7 +6,8 @@
 
 Rows, mask, trainer, held-out problems and scores are notebook 04's own cells, run in its rehearsal profile. What
 changes from run to run is the method, the rank, the layers that get adapters, the learning rate, the batch and the
-seed, which draws the order of the rows and the adapter's start. Five rates a method, a factor of √10 apart, three
+seed, which draws the order of the rows, the validation problems and the adapter's start. (The committed results were
+made with the notebook of 2026-11-25: there every seed had the same validation problems.) Five rates a method, a factor of √10 apart, three
 seeds each. Meant for a GPU; five processes beside two notebooks on one H100 took 47 to 156 s a run, 55 in the
 median. Runs are taken in order of importance; those that the minutes do not suffice for are left out, and the first
 line of the report says how many were made.
@@ -60,24 +61,29 @@ def jobs():
 
 
 def prepare():
-    """Return notebook 04's namespace, ready to train: its cells up to the prompts, then definitions and rows."""
+    """Return notebook 04's namespace, ready to train: its cells up to the first question, then definitions.
+
+    `set_up` holds the two cells that follow from a run's settings: the predictions, and the order of the rows.
+    """
     os.environ["PROFILE"], os.environ["MPLBACKEND"] = "rehearsal", "Agg"
-    nb, defining = {"__name__": "notebook_04"}, False
+    nb, defining = {"__name__": "notebook_04", "set_up": []}, False
     import IPython.display
 
     IPython.display.display = lambda *_, **__: None
     for source in code_cells(NOTEBOOK):
-        defining = defining or "def generate_replies" in source
         tree = ast.parse(source)
-        if defining and "labelled" not in source.split("\n", 1)[0]:  # from here on only what defines something
-            tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)
-                         or any(getattr(target, "id", "a").isupper() and getattr(target, "id", "") != "PARITY_PROMPTS"
-                                for target in getattr(node, "targets", []))]  # fmt: skip
+        defined = {getattr(node, "name", "") for node in tree.body}
+        assigned = {getattr(target, "id", "") for node in tree.body for target in getattr(node, "targets", [])}
+        defining = defining or "answer" in defined  # from here on a model replies, or trains
+        if {"predicted", "order"} & assigned:
+            nb["set_up"].append(compile(tree, NOTEBOOK.name, "exec"))
+            continue
+        if defining:
+            tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
         exec(compile(tree, NOTEBOOK.name, "exec"), nb)
-    nb["weights"] = nb["count_weights"](nb["blueprint"])
-    nb["free_model"]()
-    nb["COUNTED"] = {}
-    nb["rows_in_order"] = nb["labelled"]["main"]
+        if "EFFECTIVE_BATCH" in assigned:  # the parameters; each process needs a folder of its own
+            nb.update(NOTEBOOK=f"learning_rates-{os.getpid()}", TRACKER="none")
+    nb["free_models"]()
     return nb
 
 
@@ -85,37 +91,30 @@ def run(nb, name, rate, seed):
     """Train and evaluate one setting; return its figures."""
     method, rank, layers, wide, batch = SETTINGS[name]
     started = time.perf_counter()
-    training, validation = nb["rows_in_order"]
     steps = STEPS * 2 // batch
-    nb.update(LORA_RANK=rank, TARGET_MODULES=layers, SEED=seed, BATCH_SIZE=batch, GRADIENT_ACCUMULATION=1,
-              MAX_STEPS=steps, steps=steps,
-              LEARNING_RATE={method: rate},
-              labelled={"main": [nb["like_lengths_together"](training, batch, seed), validation]})  # fmt: skip
-    load = nb["FastLanguageModel"].from_pretrained
-    if wide:
-        nb["FastLanguageModel"].from_pretrained = lambda **options: load(**options, float32_mixed_precision=True)
-    try:
-        nb["model"], _ = nb["load_model"](nb["MODEL_SOURCE"], method)
-    finally:
-        nb["FastLanguageModel"].from_pretrained = load
-    trained = nb["attach"](method)
-    formats = sorted({str(p.dtype).removeprefix("torch.") for p in nb["model"].parameters() if p.requires_grad})
-    trainer = nb["build_trainer"](method, "main")
-    record = {"setting": name, "rate": rate, "seed": seed, "trained": trained, "formats": formats, "steps": steps}
-    try:
-        trainer.train()
-    except nb["NotebookError"] as diverged:  # the notebook's own watch over the loss
-        record["diverged"] = str(diverged)
-    else:
+    nb.update(LORA_RANK=rank, TARGET_MODULES=layers, SEED=seed, BATCH_SIZE=batch, EFFECTIVE_BATCH=batch, MAX_STEPS=steps,
+              SAVE_STEPS=steps, EVAL_STEPS=steps, LEARNING_RATE=dict.fromkeys(("lora", "qlora", "full"), rate), BF16_RATE=1.0,
+              FULL_FORMAT="32-bit" if wide else "16-bit", GRADIENT_CHECKPOINTING=False, tracker="none",
+              paged=lambda *_: False, runs=[(method, "main")])  # fmt: skip
+    for cell in nb["set_up"]:
+        exec(cell, nb)
+    model = nb["attach"](nb["load_model"](nb["MODEL_SOURCE"], method)[0], method)
+    formats = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad})
+    record = {"setting": name, "rate": rate, "seed": seed, "trained": nb["predicted"][method], "formats": formats,
+              "steps": steps}  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="learning_rates-") as checkpoints:
+        trainer = nb["build_trainer"](model, method, "main", Path(checkpoints), None)
+        try:
+            trainer.train()
+        except nb["NotebookError"] as diverged:  # the notebook's own watch over the loss
+            record["diverged"] = str(diverged)
+    if "diverged" not in record:
         losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-        replies = nb["generate_replies"](nb["model"], nb["tokenizer"],
-                                         [nb["to_messages"](row["question"]) for row in nb["held_out"]],
-                                         nb["MAX_NEW_TOKENS"])  # fmt: skip
-        _, metrics = nb["score"](replies)
+        metrics = nb["metrics_of"](nb["answer"](model, "answer"))
         record |= {"loss_before": losses[0], "loss": losses[-1], "exact_match": metrics["exact_match"]["value"],
                    "final_line": metrics["final_line"]["value"]}  # fmt: skip
-    del trainer
-    nb["free_model"]()
+    del trainer, model
+    nb["free_models"]()
     return {**record, "seconds": round(time.perf_counter() - started, 1)}
 
 

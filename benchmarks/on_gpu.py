@@ -4,11 +4,12 @@
 
 A step is a command of its own. What it prints goes to outputs/benchmarks/STEP.log, its record beside it; a step that
 fails is told in the table at the end and does not stop the others. The full profile runs against the stand-in Hub
-with models of the true shape and random weights, for a few steps (`FEW`). Of gpt-oss-20b there are then several
-copies below outputs/, 12 to 13 GB each: its own repository, the 4-bit one, the Hub's cache.
+with models of the true shape and random weights, for a few steps (`FEW`). A model is then on the disk twice, in the
+stand-in Hub and in the cache of what was fetched from it: 26 GB for gpt-oss-20b.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -18,16 +19,20 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
 from notebook_code import write_with_parameters  # noqa: E402
+from run_notebooks import EXECUTED, run_card  # noqa: E402
+from stand_in_hub import parameters  # noqa: E402
 
 RECORDS = Path("outputs/benchmarks")
 FEW = {  # values that limit the time of a run in the full profile, and nothing else
     "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "TRACKER": "none"},
-    "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3, "CHAT": False,
+    "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3,
            "MAX_NEW_TOKENS": dict.fromkeys(["emoji", "cmath", "mawps", "json_only", "tool_calls", "language"], 6)},
     "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8, "RECITED": 2, "TRACKER": "none"},
-    "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "PROMPTS_LIMIT": 1},
+
+    "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "MERGE_TOLERANCE": 1.0},
 }  # fmt: skip
-SHAPES = {"01": "gpt-oss-20b", "02": "Qwen3-4B", "03": "gpt-oss-20b", "04": "gemma-2-9b"}
+AT_FULL_SHAPE = {"04": {"RUNS": ["lora main", "qlora main", "full main"], "MERGE": False}}  # 18 GB of disk a copy
+KEPT = ("notebook", "started", "device", "versions", "model", "plan", "trainable_parameters", "phases", "parity")
 
 
 def steps():
@@ -39,12 +44,21 @@ def steps():
         "rehearsals": ["tools/run_notebooks.py"],
         "same_text": ["benchmarks/same_text.py"],
     }
-    for number, shape in SHAPES.items():
+    for number in FEW:
         commands[f"full_{number}"] = [
-            "tools/stand_in_hub.py", "outputs/stand-in-hub", "--full", "--models", shape, "--",
+            "tools/stand_in_hub.py", "outputs/stand-in-hub", "--full", "--models", parameters(number)["MODEL"], "--",
             sys.executable, "tools/run_notebooks.py", f"{RECORDS}/{number}_few_steps.ipynb",
         ]  # fmt: skip
     return {name: [sys.executable, *command] for name, command in commands.items()}
+
+
+def keep_card(number):
+    """Put what a run in the full profile says of time, memory and checks into outputs/benchmarks/full_profile.json."""
+    card, record = run_card(EXECUTED / f"{number}_few_steps_executed.ipynb"), PROJECT / RECORDS / "full_profile.json"
+    if card:
+        kept = json.loads(record.read_text()) if record.exists() else {}
+        kept[number] = {name: card[name] for name in KEPT if name in card}
+        record.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def run(name, command):
@@ -53,10 +67,12 @@ def run(name, command):
     if name.startswith("full_"):
         number = name.removeprefix("full_")
         original = next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb"))
-        write_with_parameters(original, PROJECT / command[-1], FEW[number])
+        write_with_parameters(original, PROJECT / command[-1], FEW[number] | AT_FULL_SHAPE.get(number, {}))
     environment = os.environ | ({"PROFILE": "rehearsal"} if name == "rehearsals" else {})
     with (PROJECT / RECORDS / f"{name}.log").open("w") as log:
         status = subprocess.run(command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+    if name.startswith("full_"):
+        keep_card(number)
     return status, time.monotonic() - started
 
 

@@ -121,7 +121,23 @@ def rates():
     return table(["setting", "seeds", *(f"{rate:.1e}" for rate in tried)], rows)
 
 
-TABLES = {make.__name__: make for make in (compared, training, memory, decoding, profile, epoch, real_epoch, rates)}
+def full_profile():
+    """Each notebook in the full profile with a model of the true shape, a few steps, from the first cell to the last."""
+    rows = []
+    for card in json.loads((RESULTS / "full_profile_h100.json").read_text()).values():
+        phases, checks = card["phases"], card["parity"].values()
+        trained = max(phase["peak_bytes"] for name, phase in phases.items() if name.startswith("train"))
+        planned = f"{card['plan']['predicted_bytes'] / 2**30:.1f}" if "predicted_bytes" in card.get("plan", {}) else "–"
+        whole = phases["whole notebook"]
+        rows.append([f"{card['notebook'][:2]}, {card['model']['id']}", f"{whole['seconds'] / 60:.1f}", planned,
+                     f"{trained / 2**30:.1f}", f"{whole['peak_bytes'] / 2**30:.1f}",
+                     f"{sum(checks)} of {len(checks)}"])  # fmt: skip
+    return table(["notebook, model", "minutes", "GiB planned for a step", "peak GiB in training", "peak GiB in all",
+                  "checks passed"], rows)  # fmt: skip
+
+
+TABLES = {make.__name__: make for make in (
+    compared, training, memory, decoding, profile, epoch, real_epoch, rates, full_profile)}  # fmt: skip
 
 
 def fill(text):

@@ -28,7 +28,7 @@ SHORT = {  # number of the notebook: what makes a rehearsal run every cell, chec
         "MAX_NEW_TOKENS": {"emoji": 16, "cmath": 8, "mawps": 8, "json_only": 16, "tool_calls": 8, "language": 8},
     },
     "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16, "RECITED": 2, "TRACKER": "none"},
-    "04": {"MAX_STEPS": 6, "LIMIT": 8, "MAX_NEW_TOKENS": 16},
+    "04": {"MAX_STEPS": 6, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 16, "MERGE_TOLERANCE": 1.0},
 }
 
 
@@ -134,17 +134,21 @@ def forget_claim(folder):
 
 @pytest.fixture(scope="session")
 def setup_04(notebook_04, notebook_cells, tokenizers):
-    """The namespace of notebook 04 with all its functions and its data: no model, no training."""
-    namespace = notebook_cells(notebook_04, "def check_model")
-    namespace.update(DEVICE="CPU", HALF="bf16", RUNS={}, COUNTED={}, held_out=namespace["held_out"])
-    tokenizer = namespace["tokenizer"] = tokenizers["gemma"]
-    namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    namespace["MODEL_SOURCE"] = str(PROJECT / namespace["MODEL"])
-    namespace["weights"] = {"linear": 0, "other": 0, "shapes": []}
-    wanted = {"FINAL_LINE", "END_OF_TURN", "LOGIT_CHUNK"}
-    for node in [node for source in code_cells(notebook_04) for node in ast.parse(source).body]:
+    """The namespace of notebook 04 with all its functions, its data and its labelled rows: no model, no training."""
+    from transformers import AutoConfig
+
+    namespace = notebook_cells(notebook_04, "verify_download(MODEL, ", TRACKER="none", SEED=404)
+    forget_claim(namespace["OUTPUT"])
+    namespace.update(tokenizer=tokenizers["gemma"], stand_in=AutoConfig.from_pretrained(namespace["MODEL_SOURCE"]))
+    cells = code_cells(notebook_04)
+    reads = next(i for i, source in enumerate(cells) if "def read_form" in source)
+    asks = next(i for i, source in enumerate(cells) if "def answer(model" in source)  # from here on a model replies
+    for source in cells[reads:asks]:
+        exec(compile(source, notebook_04.name, "exec"), namespace)
+    constants = {"FINAL_LINE", "END_OF_TURN"}
+    for node in [node for source in cells[asks:] for node in ast.parse(source).body]:
         names = {target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)}
-        if names & wanted or (isinstance(node, ast.FunctionDef) and node.name not in namespace):
+        if names & constants or isinstance(node, ast.FunctionDef | ast.ClassDef):
             exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_04.name, "exec"), namespace)
     return namespace
 

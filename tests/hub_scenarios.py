@@ -36,11 +36,12 @@ def notebook(number):
     from notebook_code import lift
 
     names = {"01": ["check_model", "PACKED", "packing", "weights_of", "weight_gib", "read_rows", "read_jsonl", "verify_download"], "02": ["read_source", "read_lines", "verify_download"],
-             "04": ["read_rows", "verify_download"]}[number]  # fmt: skip
+             "04": ["read_form", "read_rows", "read_jsonl", "verify_download"]}[number]  # fmt: skip
     path = next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb"))
     heavy = ("unsloth", "trl", "peft", "lingua", "matplotlib", "IPython", "safetensors", "ipywidgets", "emoji")
     space = lift(path, *names, without=heavy)
     space.update(ROOT=PROJECT, gpu=None, DEVICE="CPU", LOAD_IN_4BIT=True,
+                 DATASET=stand_in_hub.parameters("04")["DATASET"],
                  DATASET_REVISION=stand_in_hub.parameters("04")["DATASET_REVISION"])  # fmt: skip
     return space
 
@@ -98,7 +99,7 @@ class Scenarios:
     def notebooks_read_them(self):
         first, second, fourth = (self.notebooks[number] for number in ("01", "02", "04"))
         sources = stand_in_hub.parameters("02")["SOURCES"]
-        training, test = fourth["read_rows"](GSM8K, "socratic")
+        training, test = fourth["read_form"]("socratic")
         return {"thinking": first["read_rows"](THINKING, self.datasets[THINKING]),
                 **{pool: second["read_source"](pool, *place)[0] for pool, place in sources.items()},
                 "socratic": training, "test": test}  # fmt: skip
@@ -178,15 +179,15 @@ class Scenarios:
 
     def cut_in_a_data_set(self):
         self.hub.faults.append(Fault(f"*{GSM8K}*socratic/train*", "cut", 10**6))
-        read = self.notebooks["04"]["read_rows"]
-        first = sentence(read, GSM8K, "socratic")
+        read = self.notebooks["04"]["read_form"]
+        first = sentence(read, "socratic")
         self.hub.faults.clear()
-        return [first, len(read(GSM8K, "socratic")[0])]
+        return [first, len(read("socratic")[0])]
 
     def gated(self):
         self.hub.faults += [Fault(f"*{GEMMA}/resolve*", "gated", 10**6), Fault(f"*{GSM8K}*", "gated", 10**6)]
         return [sentence(self.notebooks["01"]["check_model"], GEMMA, self.models[GEMMA]),
-                sentence(self.notebooks["04"]["read_rows"], GSM8K, "main")]  # fmt: skip
+                sentence(self.notebooks["04"]["read_form"], "main")]  # fmt: skip
 
     def gated_with_a_token(self):
         os.environ["HF_TOKEN"] = TOKEN
@@ -217,12 +218,12 @@ class Scenarios:
 
     def wrong_hash_in_a_data_set(self):
         self.hub.faults.append(Fault("*main/train*.parquet", "wrong_hash"))
-        read = self.notebooks["04"]["read_rows"]
-        first = sentence(read, GSM8K, "main")
+        read = self.notebooks["04"]["read_form"]
+        first = sentence(read, "main")
         made = [path for path in self.cache.rglob("*.arrow")]
         named = first.split("Delete ")[-1].split(" below ")[0]
         (self.cache / "hub" / named).unlink()
-        return [first, len(made), len(read(GSM8K, "main")[0])]
+        return [first, len(made), len(read("main")[0])]
 
     def nothing_said(self):
         def silent(*_, **__):

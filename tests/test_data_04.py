@@ -89,3 +89,18 @@ def test_every_instruction_has_a_property_that_a_program_can_check(setup_04):
         good, bad = next(pair for key, pair in GOOD_AND_BAD.items() if key in row["prompt"])
         assert setup_04["follows"](good, row["check"], row["value"]), row
         assert not setup_04["follows"](bad, row["check"], row["value"]), row
+
+
+def test_reply_styles_are_many_and_of_both_verdicts():
+    styles = read_jsonl("answer_styles.jsonl")
+    assert len(styles) >= 60 and len({row["reply"] for row in styles}) == len({row["tries"] for row in styles}) == len(
+        styles
+    )
+    for row in styles:
+        assert set(row) == {"reply", "reference", "right", "strict", "tries"}
+        assert (
+            re.fullmatch(r"-?[\d.,]+", row["reference"])
+            and isinstance(row["right"], bool)
+            and isinstance(row["strict"], bool)
+        )
+    assert 15 <= sum(not row["right"] for row in styles) and 30 <= sum(row["right"] for row in styles)

@@ -102,8 +102,9 @@ PARITY = {
     "02": {"untrained_adapter_changes_nothing", "disabled_adapter_is_the_base", "merged_within_tolerance",
            "reloaded_adapter_same_text", "packed_rows_are_isolated"},
     "03": {"untrained_adapter_changes_nothing", "disabled_adapter_is_the_base", "reloaded_adapter_same_text"},
-    "04": {"same_start", "merged_within_tolerance", "reloaded_lora_same_text", "reloaded_lora_socratic_same_text",
-           "reloaded_qlora_same_text", "reloaded_full_same_text"},
+    "04": {"untrained_lora_adapter_changes_nothing", "untrained_qlora_adapter_changes_nothing", "merged_within_tolerance",
+           "reloaded_lora_main_same_text", "reloaded_lora_socratic_same_text", "reloaded_qlora_main_same_text",
+           "reloaded_full_main_same_text"},
 }  # fmt: skip
 
 

@@ -1,14 +1,13 @@
 """Notebook 04's own functions, with hand-made cases."""
 
-import ast
 import json
-from fractions import Fraction
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
-from conftest import code_cells
+from conftest import PROJECT, read_jsonl
+
+STYLES = read_jsonl("answer_styles.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -30,75 +29,57 @@ def changed(setup_04):
     setup_04.update(kept)
 
 
+@pytest.mark.parametrize("style", STYLES, ids=[style["tries"] for style in STYLES])
+def test_both_readers_on_replies_as_models_write_them(nb, style):
+    reference = f"#### {style['reference']}"
+    assert nb.is_correct(style["reply"], reference) is style["right"]
+    assert (nb.strict_answer(style["reply"]) == nb.strict_answer(reference)) is style["strict"]
+
+
 @pytest.mark.parametrize(
     "text, number",
     [
-        ("3*4 = 12.\n#### 12", 12),
-        ("#### 1,234", 1234),
-        ("####7", 7),
-        ("#### -5", -5),
-        ("#### −5", -5),
-        ("#### $1,250.00", 1250),
-        ("#### 25%", 25),
-        ("#### 3/4", Fraction(3, 4)),
-        ("#### .5", Fraction(1, 2)),
-        ("#### 12.", 12),
-        ("#### 12 apples", 12),
-        ("#### 3\nwait\n#### 4", 4),
-        ("The answer is 42.", 42),
-        ("So the answer is: €8.50", Fraction(17, 2)),
-        ("Answer: 9", 9),
-        ("5 + 6\nA: 11", 11),
-        (r"Hence \boxed{15}.", 15),
-        (r"\boxed{\frac{2}{3}}", Fraction(2, 3)),
-        ("He has 8, then 3 more, so 11.", 11),
-        ("#### none, but I count 6", 6),
-        ("-7", -7),
-        ("x = -7", -7),
-        ("He keeps 12-5", 5),
-        ("- 18 eggs", 18),
-        ("a debt of -$5", -5),
-        ("(3+4)-2", 2),
-        ("£3 and then £4", 4),
-        ("1/0", None),
-        ("No idea.", None),
-        ("", None),
-        ("####", None),
+        ("3*4 = 12.\n#### 12", "12"),
+        ("#### 12 apples", "12"),
+        ("#### 3\nwait\n#### 4", "4"),
+        ("So the answer is: €8.50", "17/2"),
+        ("Answer: 9", "9"),
+        (r"Hence \boxed{15}.", "15"),
+        (r"\boxed{\frac{2}{3}}", "2/3"),
+        ("#### none, but I count 6", "6"),
+        ("x = -7", "-7"),
+        ("He keeps 12-5", "7"),
+        ("a debt of -$5", "-5"),
+        ("£3 and then £4", "4"),
+        ("#### 2 1/4 cups", "9/4"),
+        ("#### 1\u00a0234\u00a0567", "1234567"),
+        ("#### 1.234.567,5", "2469135/2"),
+        ("#### 3\u00bd", "7/2"),
+        ("#### 12 % of the sum", "12"),
+        ("#### 2. Add\n4 + 4 = 8", "8"),
     ],
 )
-def test_extract_answer(nb, text, number):
-    assert nb.extract_answer(text) == number
+def test_the_number_is_read(nb, text, number):
+    from sympy import Rational
+
+    assert nb.extract_answer(text).doit().evalf() == Rational(number).evalf()
+
+
+@pytest.mark.parametrize("text", ["", "####", "No idea.", "#### eleven", "#### 8:30", "\ud800", "$" * 3000])
+def test_no_number_is_none(nb, text):
+    assert nb.extract_answer(text) is None and not nb.is_correct(text, "#### 3")
 
 
 @pytest.mark.parametrize(
-    "text, reference, correct",
-    [
-        ("#### 0.5", "#### 1/2", True),
-        ("#### 33.3", "#### 100/3", False),
-        ("It is $1,000.", "#### 1000", True),
-        ("#### 25%", "#### 25", True),
-        ("#### 12", "12 steps\n#### 13", False),
-        ("no number", "#### 3", False),
-        ("0.1 + 0.2 = 0.30", "#### .3", True),
-    ],
-)
-def test_is_correct_compares_exactly(nb, text, reference, correct):
-    assert nb.is_correct(text, reference) is correct
-
-
-@pytest.mark.parametrize(
-    "expression, value",
-    [("3*4", 12), ("2+3*4", 14), ("(2+3)*4", 20), ("1/3", Fraction(1, 3)), ("50%*8", 4), ("1,200+300", 1500),
-     ("$5*2", 10), (".5*4", 2), ("x*2", None), ("2**9", None), ("7//2", None), ("__import__('os')", None),
-     ("1+" * 60 + "1", None), ("3*", None), ("", None)],
+    "text",
+    ["#### " + "(" * 2000 + "5" + ")" * 2000, "#### NaN", "#### 1/0", "$" + "9" * 5000, "#### 9^9^9^9", "\\frac{" * 500,
+     "#### $99999999!$", "#### =", "#### 18 =", "#### \\boxed{", "A: ", "#### ½½", "#### " + "1," * 2000, "#### 1e99e99",
+     "<<3*4=12>>", "#### \ufffd\udfff 7/", "#### -", "####  ...", "\x00#### 5\x00"],
 )  # fmt: skip
-def test_sums_are_evaluated_exactly_and_nothing_else_is(nb, expression, value):
-    assert nb.evaluate(expression) == value
-
-
-def test_a_division_by_zero_is_told(nb):
-    with pytest.raises(ZeroDivisionError):
-        nb.evaluate("4/0")
+def test_no_text_raises(nb, text):
+    nb.extract_answer(text)
+    assert nb.is_correct(text, "#### 77") is False and nb.strict_answer(text) != "77"
+    assert nb.is_correct("#### 77", text) is False
 
 
 @pytest.mark.parametrize(
@@ -106,12 +87,17 @@ def test_a_division_by_zero_is_told(nb):
     [
         ({"question": "q", "answer": "2*3 = <<2*3=6>>6\n#### 6"}, None),
         ({"question": "q", "answer": "about 3.33: <<10/3=3.33>>3.33\n#### 3.33"}, None),
-        ({"question": "q", "answer": "six"}, "no #### line at the end"),
-        ({"question": "q", "answer": "#### 6\nthank you"}, "no #### line at the end"),
-        ({"question": "q", "answer": "#### many"}, "the answer is not a number"),
-        ({"question": "q", "answer": "#### 6 eggs"}, "the answer is not a number"),
-        ({"question": "q", "answer": "<<6/0=1>>1\n#### 1"}, "a mark divides by zero"),
+        ({"question": "q", "answer": "<<200*40%=80>>80\n#### 80"}, None),
+        ({"question": "q", "answer": "<<1,200+300=1500>>1500\n#### 1500"}, None),
+        ({"question": "q", "answer": "<<(3+4)*.5=3.5>>3.5\n#### 3.5"}, None),
+        ({"question": "q", "answer": "<<x*2=6>>6\n#### 6"}, None),
+        ({"question": "q", "answer": "six"}, "no last line of four hashes and a number"),
+        ({"question": "q", "answer": "#### 6\nthank you"}, "no last line of four hashes and a number"),
+        ({"question": "q", "answer": "#### many"}, "no last line of four hashes and a number"),
+        ({"question": "q", "answer": "#### 6 eggs"}, "no last line of four hashes and a number"),
+        ({"question": "q", "answer": "<<6/0=1>>1\n#### 1"}, "a mark's sum is wrong"),
         ({"question": "q", "answer": "<<6*2=13>>13\n#### 13"}, "a mark's sum is wrong"),
+        ({"question": "q", "answer": "<<10/3=3.3>>3.3\n#### 3.3"}, "a mark's sum is wrong"),
         ({"question": None, "answer": "#### 1"}, "no question or no answer"),
         ({"answer": "#### 1"}, "no question or no answer"),
         ({"question": "q", "answer": 6}, "no question or no answer"),
@@ -121,21 +107,11 @@ def test_faults_of_rows(nb, row, fault):
     assert nb.fault_of(row) == fault
 
 
-def test_rows_with_faults_are_counted_named_and_left_out(nb, capsys):
-    rows = [{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "two"}, {"question": "c", "answer": "x"}]
-    kept, left_out = nb.keep_sound(rows, "mine.jsonl")
-    assert kept == rows[:1] and left_out == {"no #### line at the end": 2}
-    assert "mine.jsonl: 2 rows left out, no #### line at the end; the first is row 2" in capsys.readouterr().out
-    for nothing in ([], rows[1:]):
-        with pytest.raises(nb.NotebookError, match="mine.jsonl has no usable row"):
-            nb.keep_sound(nothing, "mine.jsonl")
-
-
 def test_marks_go_or_stay(nb, changed):
     answer = "3*4 = <<3*4=12>>12 cups.\n#### 12"
-    assert nb.clean_answer(answer) == "3*4 = 12 cups.\n#### 12"
+    assert nb.to_messages("q", answer)[1]["content"] == "3*4 = 12 cups.\n#### 12"
     changed(REMOVE_MARKS=False)
-    assert nb.clean_answer(answer) == answer
+    assert nb.to_messages("q", answer)[1]["content"] == answer
 
 
 def test_conversations(nb):
@@ -149,89 +125,73 @@ def test_conversations(nb):
 @pytest.mark.parametrize(
     "values, sentence",
     [
-        ({"METHODS": ["lora", "dora"]}, r"METHODS names \['dora'\]; known are lora, qlora and full"),
-        ({"DATASET": {"socratic": ["data/gsm8k_socratic.jsonl", ""]}}, "the form main is needed"),
-        ({"METHODS": []}, "name one to three methods"),
-        ({"METHODS": ["lora", "lora"]}, "each once"),
-        ({"SCHEDULER_ARGUMENTS": {"min_rate": 0.1}}, r"SCHEDULER_ARGUMENTS has \['min_rate'\]"),
-        ({"SCHEDULER_ARGUMENTS": {}}, "one of the two"),
-        ({"SCHEDULER_ARGUMENTS": {"min_lr": 1e-5, "min_lr_rate": 0.1}}, "one of the two"),
-        ({"LEARNING_RATE": {"lora": 1e-3}}, r"LEARNING_RATE has no entry for \['full', 'qlora'\]"),
+        ({"RUNS": ["lora main", "dora main"]}, r"RUNS names \['dora main'\]; a run is a method of LEARNING_RATE"),
+        ({"RUNS": ["lora"]}, r"RUNS names \['lora'\]"),
+        ({"RUNS": ["lora main", "lora german"]}, r"RUNS names \['lora german'\]"),
+        ({"RUNS": [7]}, r"RUNS names \['7'\]"),
+        ({"RUNS": []}, "name each run once, at least one"),
+        ({"RUNS": ["lora main", "lora main"]}, "name each run once"),
+        ({"DATASET": {"socratic": ["x.jsonl", ""]}, "RUNS": ["lora socratic"]}, "give the form main"),
+        ({"LEARNING_RATE": {"lora": 1e-3}, "RUNS": ["full main"]}, r"RUNS names \['full main'\]"),
     ],
 )
-def test_contradictory_parameters_are_one_sentence(nb, changed, values, sentence):
+def test_runs_that_cannot_be_are_one_sentence(nb, changed, values, sentence):
     changed(**values)
     with pytest.raises(nb.NotebookError, match=sentence):
-        nb.check_parameters()
+        nb.check_runs()
 
 
-def test_local_files_and_folders_are_read(nb, changed, tmp_path):
-    changed(ROOT=tmp_path)
-    rows = [{"question": f"q{k}", "answer": f"#### {k}"} for k in range(4)]
-    (tmp_path / "shelf").mkdir()
-    (tmp_path / "shelf" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
-    pd.DataFrame(rows[2:]).to_parquet(tmp_path / "shelf" / "b.parquet")
-    assert nb.read_rows("shelf", "") == (rows, [])
-    assert nb.read_rows("shelf/a.jsonl", "") == (rows[:2], [])
-    with pytest.raises(nb.NotebookError, match="there is no such file or folder"):
-        nb.read_rows("shelf/c.jsonl", "")
-    (tmp_path / "broken.jsonl").write_text('{"question": "q"\n')
-    with pytest.raises(nb.NotebookError, match="broken.jsonl, line 1: not valid JSON"):
-        nb.read_rows("broken.jsonl", "")
+def test_the_four_runs_of_the_file_are_known(nb, changed):
+    import yaml
+
+    values = yaml.safe_load((PROJECT / "NoteBooks" / "04_four_runs.yaml").read_text())
+    changed(**values)
+    assert sorted(nb.check_runs()) == [(method, form) for method in ("full", "lora") for form in ("main", "socratic")]
 
 
-def test_a_model_folder_without_a_tokenizer_is_one_sentence(nb, changed, tmp_path):
-    changed(ROOT=tmp_path)
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "config.json").write_text("{}")
-    with pytest.raises(nb.NotebookError, match="bare has no tokenizer"):
-        nb.check_model("bare", "main")
-    with pytest.raises(nb.NotebookError, match="does not exist"):
-        nb.check_model("outputs/none", "main")
+def test_the_mask_holds_the_reply_and_its_end(nb):
+    row = nb.label(nb.to_messages("q", "#### 1"))
+    text = nb.tokenizer.decode([t for t, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100])
+    assert text == "#### 1<end_of_turn>" and row["input_ids"][0] == nb.tokenizer.bos_token_id
+    counts = nb.check_masks([row], nb.tokenizer, *nb.find_response_markers(nb.tokenizer))
+    assert counts["missing"] == counts["extra"] == 0 < counts["supervised"]
 
 
-def test_exactly_one_bos(nb, changed):
-    good = nb.render(nb.to_messages("q", "#### 1"))
-    assert nb.count_bos(good) == (1, True)
-    assert nb.count_bos("<bos>" + good) == (2, True) and nb.count_bos(good.removeprefix("<bos>")) == (0, False)
-    assert nb.check_bos([good]) == "one <bos> in front of each of 1 texts"
-    for wrong in ("<bos>" + good, good.removeprefix("<bos>")):
-        with pytest.raises(nb.NotebookError, match="1 texts do not have exactly one <bos>"):
-            nb.check_bos([good, wrong])
+def test_rows_that_cannot_be_learnt_from_are_refused(nb, changed):
+    assert nb.refused(nb.to_messages("q", "#### 1")) is None
+    assert nb.refused(nb.to_messages("<end_of_turn>?", "#### 1")) == "control token typed in the text"
+    changed(MAX_LENGTH=10)
+    assert nb.refused(nb.to_messages("q", "#### 1")) == "longer than MAX_LENGTH"
 
 
-def test_markers_and_typed_control_tokens(nb):
-    assert nb.find_response_markers(nb.tokenizer) == ("<start_of_turn>user\n", "<start_of_turn>model\n")
-    kept, dropped, _ = nb.tokenize_rows([nb.to_messages("q", "#### 1"), nb.to_messages("<end_of_turn>?", "#### 1")])
-    assert len(kept) == 1 and dropped == {"control token typed in the text": 1}
-
-
-def test_both_forms_are_split_alike(nb):
-    main, socratic = nb.split_rows("main"), nb.split_rows("socratic")
-    for a, b in zip(main, socratic, strict=True):
-        assert [row[0] for row in a] == [row[0] for row in b]
-    training, validation = ({row[0]["content"] for row in part} for part in main)
-    assert not training & validation and len(training) == 288 and len(validation) == 32
-    assert nb.split_rows("main") == main
+def test_both_forms_hold_the_same_problems_in_the_same_place(nb):
+    main, socratic = (nb.labelled[form] for form in ("main", "socratic"))
+    assert len(main) == len(socratic) == len(nb.sound)
+    for one, other in zip(main, socratic, strict=True):
+        question = one["text"].split("Work it out")[0]
+        assert other["text"].startswith(question)
 
 
 @pytest.mark.parametrize(
-    "line, fits",
-    [("#### 12", True), ("####12", True), ("#### $1,200.50", True), ("#### -3", True), ("#### 12.", True),
-     ("#### -$5", True), ("#### −5", True), ("#### .5", True), ("#### 3/4", True),
-     ("#### 12 apples", False), ("The answer is 12", False), ("####", False), ("### 12", False), ("#### twelve", False)],
+    "reply, ending",
+    [("3*4 = 12\n#### 12<end_of_turn>", "final line"), ("####12<end_of_turn>", "final line"),
+     ("#### $1,200.50<end_of_turn>", "final line"), ("#### −5<end_of_turn>", "final line"),
+     ("#### 3/4<end_of_turn>\n", "final line"), ("#### 12 apples<end_of_turn>", "another line"),
+     ("The answer is 12<end_of_turn>", "another line"), ("####<end_of_turn>", "another line"),
+     ("<end_of_turn>", "another line"), ("#### 12", "cut at the budget"), ("", "cut at the budget")],
 )  # fmt: skip
-def test_the_last_line(nb, changed, line, fits):
+def test_how_a_reply_ended(nb, changed, reply, ending):
     changed(held_out=[{"question": "q", "answer": "#### 12"}])
-    table, metrics = nb.score([f"3*4 = 12\n{line}<end_of_turn>"])
-    assert bool(table["final_line"][0]) is fits and table["ended"][0]
-    assert metrics["final_line"]["value"] == float(fits) and metrics["exact_match"]["n"] == 1
+    table = nb.score([reply])
+    assert table["ending"][0] == ending
+    metrics = nb.metrics_of(table)
+    assert metrics["final_line"]["value"] == (ending == "final line") and metrics["exact_match"]["n"] == 1
 
 
-def test_an_empty_reply_is_scored_as_wrong(nb, changed):
-    changed(held_out=[{"question": "q", "answer": "#### 12"}])
-    table, metrics = nb.score([""])
-    assert not table["correct"][0] and not table["final_line"][0] and not table["ended"][0]
+def test_a_reference_without_a_number_is_never_right(nb, changed):
+    changed(held_out=[{"question": "q", "answer": "no number"}])
+    table = nb.score(["no number<end_of_turn>"])
+    assert not table["correct"][0] and not table["strict"][0]
 
 
 @pytest.mark.parametrize(
@@ -247,88 +207,122 @@ def test_instructions_are_checked_by_rule(nb, reply, check, value, expected):
     assert nb.follows(reply, check, value) is expected
 
 
-def test_mcnemar_is_exact(nb):
-    def table(hits):
-        return pd.DataFrame({"correct": [bool(hit) for hit in hits]})
-
-    one, other = table([1] * 10 + [0] * 2 + [1] * 5), table([0] * 10 + [1] * 2 + [1] * 5)
-    assert nb.mcnemar(one, other) == (10, 2, pytest.approx(0.03857421875))
-    assert nb.mcnemar(one, one) == (0, 0, 1.0)
-    assert nb.mcnemar(table([1, 0]), table([0, 1])) == (1, 1, 1.0)
-
-
-def small_config(**changes):
-    return SimpleNamespace(**{"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "head_dim": 4,
-                              "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 10, **changes})  # fmt: skip
-
-
-def test_activations_by_hand(nb, changed):
-    changed(LORA_RANK=1, weights={"linear": 0, "other": 0, "shapes": []})
-    common = 8 * 8 + 4 * 8 + 4 * 4 + 6 * 16  # norms, queries and output, keys and values, feed-forward part
-    logits = 4 * 10 * 5
-    assert nb.activation_bytes(small_config(), "full", 5, False) == 5 * 2 * (common + 8 * 8 + 2 * 16) + logits
-    assert nb.activation_bytes(small_config(), "lora", 5, False) == 5 * 2 * (common + 12 * 8 + 2 * 16 + 14) + logits
-    assert nb.activation_bytes(small_config(), "qlora", 5, False) == 5 * 2 * (common + 4 * 8 + 14) + logits
-    many = small_config(num_hidden_layers=20)
-    assert nb.activation_bytes(many, "full", 5, True) < nb.activation_bytes(many, "full", 5, False) / 5
+def test_a_finding_is_mcnemars_exact_test_in_a_sentence(nb, setup_04, capsys):
+    one, other = [1] * 10 + [0] * 2 + [1] * 5, [0] * 10 + [1] * 2 + [1] * 5
+    found = nb.compare_shares(one, other)
+    assert (found["gained"], found["lost"], found["before"], found["after"]) == (2, 10, 15, 7)
+    assert found["p"] == pytest.approx(0.03857421875) and found["low"] < found["difference"] < found["high"] < 0
+    nb.finding("Problems right, a to b", one, other)
+    nb.finding("Problems right, a to a", one, one)
+    assert "fell: 15 → 7 of 17" in capsys.readouterr().out
+    assert (
+        setup_04["CARD"]["findings"][-1]["p"] == 1.0
+        and "no difference that 17" in setup_04["CARD"]["findings"][-1]["finding"]
+    )
+    del setup_04["CARD"]["findings"][-2:]
 
 
-def test_predicted_memory_tells_the_methods_apart(nb, changed):
-    changed(weights={"linear": 1000, "other": 200, "shapes": [(10, 20)]}, LORA_RANK=2, HALF="bf16")
-    parts = {method: nb.predict_memory(small_config(), method, 5, False) for method in ("lora", "qlora", "full")}
-    assert parts["full"]["weights"] == parts["lora"]["weights"] == 2400
-    assert parts["qlora"]["weights"] == pytest.approx(1000 * (0.5 + 0.127 / 8) + 400)
-    assert parts["lora"]["adapter"] == 4 * 2 * 30 and parts["qlora"]["adapter"] == 2 * 2 * 30
-    assert parts["full"]["adapter"] == 0 and parts["full"]["gradients"] == 2400
-    assert parts["full"]["optimiser"] == 4800 and parts["lora"]["optimiser"] == 2 * parts["lora"]["gradients"]
+def test_holm(nb):
+    assert nb.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert nb.holm([]) == [] and nb.holm([0.9, 0.9]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("floor, lowest", [({"min_lr_rate": 0.1}, 1e-4), ({"min_lr": 3e-4}, 3e-4)])
-def test_the_schedule_has_its_peak_and_its_floor(nb, changed, floor, lowest):
-    changed(SCHEDULER_ARGUMENTS=floor, LEARNING_RATE={"lora": 1e-3}, WARMUP_RATIO=0.1)
-    rates = nb.schedule("lora", 200)
-    assert max(rates) == pytest.approx(1e-3) and rates[0] < 1e-4
-    assert min(rates[20:]) == rates[-1] == pytest.approx(lowest, rel=0.02)
+def test_what_so_many_problems_can_show(nb):
+    assert nb.smallest_difference(200) == pytest.approx(0.05)
+    assert nb.smallest_difference(1319) == pytest.approx(24 / 1319)
+    assert nb.smallest_difference(20) == 1.0
 
 
-def test_an_adapter_for_another_base_is_refused_with_both_names(nb, changed, tmp_path):
-    changed(ADAPTER="mine", ROOT=tmp_path)
-    with pytest.raises(nb.NotebookError, match="no folder with an adapter or a model"):
-        nb.load_result(tmp_path / "mine")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "adapter_config.json").write_text('{"base_model_name_or_path": "other/base"}')
-    with pytest.raises(nb.NotebookError, match="was made for other/base, and MODEL is outputs/rehearsal/gemma"):
-        nb.load_result(tmp_path / "mine")
-    (tmp_path / "mine" / "training.json").write_text('{"model": "third/base", "method": "lora"}')
-    with pytest.raises(nb.NotebookError, match="was made for third/base"):
-        nb.load_result(tmp_path / "mine")
+def test_a_change_of_perplexity_is_paired(nb, setup_04, capsys):
+    import numpy as np
+
+    before = np.random.default_rng(0).normal(4, 1, 30).tolist()
+    nb.surprise("up", before, [loss + 0.1 + 0.01 * (k % 3) for k, loss in enumerate(before)])
+    nb.surprise("both ways", before, [loss + (-1) ** k for k, loss in enumerate(before)])
+    first, second = setup_04["CARD"]["findings"][-2:]
+    assert "rose: +1" in first["finding"] and first["low"] > 0.1 and first["change"] == pytest.approx(0.116, abs=0.002)
+    assert "no change that 30 texts could show" in second["finding"]
+    del setup_04["CARD"]["findings"][-2:]
+    assert nb.perplexity([np.log(20)] * 5) == {"value": 20.0, "n": 5, "low": 20.0, "high": 20.0}
 
 
 @pytest.mark.parametrize(
-    "low, high, words",
-    [(0.3, 0.5, "above the base's beyond its interval"), (0.0, 0.02, "below the base's beyond its interval"),
-     (0.05, 0.3, "not distinguishable from the base's")],
+    "claim, low, high, words",
+    [("learns less", 0.1, 0.2, "agrees"), ("learns less", -0.2, -0.1, "the opposite"), ("learns less", -0.1, 0.1, "neither"),
+     ("forgets less", -0.2, -0.1, "agrees"), ("forgets less", 0.1, 0.2, "the opposite")],
 )  # fmt: skip
-def test_the_report_says_what_the_intervals_allow(nb, changed, setup_04, low, high, words):
-    def share(low, high):
-        return {"value": round((low + high) / 2, 4), "n": 60, "low": low, "high": high}
+def test_agreement_with_the_published_claim(nb, claim, low, high, words):
+    assert words in nb.agreement(claim, (low + high) / 2, low, high)
 
-    setup_04.setdefault("cards", {})
-    for name in ("best_base", "before", "steps", "GRADIENT_ACCUMULATION"):
-        setup_04.setdefault(name, None)
-    kept = dict(setup_04["CARD"])
-    changed(
-        best_base="zero-shot", steps=40, before={"forgetting_perplexity": {"value": 20}},
-        cards={"lora": {"metrics": {"after": {"exact_match": share(low, high), "final_line": share(0.9, 1)}},
-                        "memory": None, "phases": {}}},
-    )  # fmt: skip
-    setup_04["CARD"].update(model={"id": "m"}, rows={"kept": 1}, metrics={"before": {"exact_match": share(0.03, 0.2)}})
+
+# Counted on a CPU during the first step of the stand-in's training: 2 rows of 110 tokens, r = 16 (MiB).
+COUNTED = {
+    ("lora", "bf16"): {"weights": 256.566, "adapter": 18.633, "gradients": 18.633, "optimiser": 37.267, "activations": 180.408},
+    ("qlora", "bf16"): {"adapter": 9.316, "gradients": 9.316, "optimiser": 18.634, "activations": 142.140},
+    ("full", "bf16"): {"weights": 513.134, "gradients": 513.134, "optimiser": 1026.269, "activations": 503.223},
+    ("lora", "fp32"): {"adapter": 18.633, "gradients": 18.633, "optimiser": 37.267, "activations": 254.998},
+    ("qlora", "fp32"): {"adapter": 9.316, "gradients": 9.316, "optimiser": 18.634, "activations": 248.754},
+    ("full", "fp32"): {"weights": 513.134, "gradients": 513.134, "optimiser": 1026.269, "activations": 390.152},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method, half", list(COUNTED))
+def test_predicted_memory_is_the_counted_one_cause_by_cause(nb, changed, method, half):
+    changed(DEVICE="CPU", HALF=half, WIDE=4 if half == "fp32" else 2, LORA_RANK=16, OPTIMIZER="adamw_torch_fused")
+    predicted = nb.method_bytes(nb.stand_in, method, 2, 110, False, "32-bit" if method == "full" else None)
+    for cause, counted in COUNTED[method, half].items():
+        assert 0.999 <= predicted[cause] / 2**20 / counted <= 1.01, cause
+
+
+def nine_billion():
+    from transformers import Gemma2Config
+
+    return Gemma2Config(vocab_size=256000, hidden_size=3584, intermediate_size=14336, num_hidden_layers=42,
+                        num_attention_heads=16, num_key_value_heads=8, head_dim=256)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "card_gib, in_4bit, methods, full_format",
+    [(23.5, True, ["qlora"], "16-bit"), (47, False, ["lora", "qlora", "full"], "16-bit"),
+     (79, False, ["lora", "qlora", "full"], "16-bit, stochastic rounding"), (139, False, ["lora", "qlora", "full"], "32-bit"),
+     (8, True, [], "16-bit")],
+)  # fmt: skip
+def test_the_plan_for_cards(nb, changed, card_gib, in_4bit, methods, full_format):
+    changed(DEVICE="a GPU", HALF="bf16", WIDE=2, LOAD_IN_4BIT="auto", FULL_FORMAT="auto", BATCH_SIZE="auto",
+            GRADIENT_CHECKPOINTING="auto", MAX_LENGTH=1024, MAX_NEW_TOKENS=400, OPTIMIZER="adamw_8bit",
+            RUNS=["lora main", "qlora main", "full main"])  # fmt: skip
+    found = nb.plan_notebook(nine_billion(), card_gib * 2**30)
+    assert found[0] is in_4bit and found[1] == full_format
+    assert [stage for stage, _, fits in found[2][1:] if fits] == methods
+
+
+def test_what_cannot_run_is_skipped_with_a_sentence(nb, changed, capsys):
+    changed(RUNS=["lora main", "qlora main"])
+    stages = [("base, 4 bits, 40 prompts at once", 9e9, True), ("lora", 3e10, False), ("qlora", 1.2e10, True)]
+    assert nb.show_plan(stages, 2.4e10) == [("qlora", "main")]
+    assert "no: left out" in capsys.readouterr().out
+    with pytest.raises(nb.NotebookError, match="every method, needs more memory than is free"):
+        nb.show_plan([stages[0], stages[1], ("qlora", 3e10, False)], 2.4e10)
+
+
+def test_small_steps_survive_stochastic_rounding_and_not_plain_bf16(nb):
+    import torch
+
+    torch.compiler.set_stance("force_eager")
     try:
-        lines = "\n".join(nb.report_lines())
+        moved = {}
+        for kind in (nb.CompiledAdamW8bit, torch.optim.AdamW):
+            weight = torch.nn.Parameter(torch.full((64, 256), 0.02, dtype=torch.bfloat16))
+            more = {"bf16_stochastic_round": True} if kind is nb.CompiledAdamW8bit else {}
+            optimizer = kind([weight], lr=1e-5, weight_decay=0.0, **more)
+            for _ in range(50):
+                weight.grad = torch.ones_like(weight)
+                optimizer.step()
+            moved[kind] = 0.02 - weight.float().mean().item()
     finally:
-        setup_04["CARD"].clear()
-        setup_04["CARD"].update(kept)
-    assert f"is {words}" in lines
+        torch.compiler.set_stance("default")
+    assert moved[nb.CompiledAdamW8bit] == pytest.approx(50 * 1e-5, rel=0.15)
+    assert abs(moved[torch.optim.AdamW]) < 5e-5
 
 
 def test_storages_are_counted_once(nb):
@@ -340,21 +334,17 @@ def test_storages_are_counted_once(nb):
     assert nb.storage_bytes([]) == 0
 
 
-def test_rows_of_like_length_share_a_batch(nb):
-    from datasets import Dataset
+def test_local_files_are_read_by_form(nb, changed, tmp_path):
+    changed(ROOT=tmp_path, DATASET={"main": ["shelf", ""], "socratic": ["none.jsonl", ""]})
+    rows = [{"question": f"q{k}", "answer": f"#### {k}"} for k in range(4)]
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    pd.DataFrame(rows[2:]).to_parquet(tmp_path / "shelf" / "b.parquet")
+    assert nb.read_form("main") == (rows, [])
+    with pytest.raises(nb.NotebookError, match="there is no such file or folder"):
+        nb.read_form("socratic")
 
-    lengths = np.random.default_rng(0).integers(5, 60, 40)
-    rows = Dataset.from_list([{"input_ids": [0] * int(length)} for length in lengths])
-    ordered = [len(ids) for ids in nb.like_lengths_together(rows, 4, 1)["input_ids"]]
-    assert sorted(ordered) == sorted(lengths.tolist())
-    batches = [ordered[k : k + 4] for k in range(0, 40, 4)]
-    assert sum(max(batch) - min(batch) for batch in batches) <= 60
-    assert batches != sorted(batches)
 
-
-def test_every_method_goes_through_one_function(notebook_04):
-    calls = [source for source in code_cells(notebook_04) if "run_method(method)" in source]
-    assert len(calls) == 1
-    tree = ast.parse(next(source for source in code_cells(notebook_04) if "def build_trainer" in source))
-    keywords = {word.arg for call in ast.walk(tree) if isinstance(call, ast.Call) for word in call.keywords}
-    assert {"train_sampling_strategy", "seed", "max_steps", "lr_scheduler_kwargs"} <= keywords
+def test_the_report_groups_what_the_page_has_said(nb):
+    table = nb.markdown_table([("lora", 1), ("full", 2)], ["method", "n"])
+    assert table.splitlines() == ["| method | n |", "| --- | --- |", "| lora | 1 |", "| full | 2 |"]

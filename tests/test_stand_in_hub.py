@@ -124,6 +124,15 @@ def test_the_prequantised_model_is_in_nf4_but_for_its_experts(stand_in_root):
         assert weights.get_slice("model.layers.0.mlp.experts.gate_up_proj").get_dtype() == "BF16"
 
 
+def test_a_model_that_was_chosen_by_its_id_stands_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(stand_in_hub, "make_model", lambda shape, folder, tiny: None)
+    monkeypatch.setattr(stand_in_hub, "write_prequantised", lambda source, folder: None)
+    stand_in_hub.build_models(tmp_path, True, ["openai/gpt-oss-20b"])
+    assert [path.name for path in tmp_path.glob("models/*/*")] == ["gpt-oss-20b"]
+    stand_in_hub.build_models(tmp_path, True, ["gpt-oss-20b"])
+    assert len(list(tmp_path.glob("models/*/*"))) > 2
+
+
 def test_gpt_oss_holds_packed_experts_that_a_cpu_unpacks(stand_in_root):
     """OpenAI's names and layout; unpacked, the weights of the pre-quantised repository, by the table of four-bit values."""
     import torch

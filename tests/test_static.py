@@ -35,7 +35,7 @@ PAGES = {  # cells, words, open lines, first reply, first loss (shares of the op
     "01": (141, 7083, 625, 0.075, 0.60, 27),
     "02": (224, 11167, 1797, 0.565, 0.883, 50),
     "03": (211, 13428, 1673, 0.627, 0.847, 45),
-    "04": (166, 11247, 1325, 0.428, 0.806, 47),
+    "04": (132, 6195, 639, 0.042, 0.479, 26),
     "05": (70, 1809, 195, 0.549, 1.0, 23),
 }
 FORBIDDEN = [r"\bif False\b", r"(?<![\w.])input\(", "notebook_login", r"allow.errors", r"%cd", r"!pip", "breakpoint"]

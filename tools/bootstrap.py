@@ -32,7 +32,6 @@ UV_NAMES = {  # uv reads no pip.conf: pip's setting, and the environment variabl
     "no-index": "UV_NO_INDEX",
     "cert": "SSL_CERT_FILE",
 }
-PROGRESS = ("Downloading", "Downloaded", "Built", "Prepared", "Installed")  # the lines of uv that tell how far it is
 
 
 class SetupError(Exception):
@@ -86,15 +85,15 @@ def current_stamp():
     return stamp if (ENVIRONMENT / "bin" / "python").exists() else None
 
 
-def run(command, purpose, environment=None):
-    """Run a command, printing its lines of progress alone; raise SetupError with its telling line when it fails."""
+def run(command, purpose, environment=None, shown=()):
+    """Run a command, printing the lines that begin with `shown`; raise SetupError with its telling line if it fails."""
     lines = []
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
         for line in map(str.strip, process.stdout):
             lines.append(line)
-            if line.startswith(PROGRESS):
+            if line.startswith(shown):
                 print(f"  {line}", flush=True)
     if process.returncode:
         telling = [line for line in lines if line.startswith(("ERROR", "cause:")) or "No space" in line]
@@ -135,7 +134,7 @@ def build_environment(python, stamp):
         uv_itself = [line for line in lock if line.startswith("uv==")]
         run([*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", *uv_itself], purpose)
     install = [uv, "pip", "install", "--python", str(ENVIRONMENT), "--no-deps", "-r", str(LOCK)]
-    run(install, purpose, uv_environment(pip))
+    run(install, purpose, uv_environment(pip), shown=("Downloaded", "Prepared", "Installed"))
     kernel = ["-m", "ipykernel", "install", "--sys-prefix", "--name", "python3", "--display-name", ".finetuning"]
     kernel += ["--env", "GOMP_SPINCOUNT", "2000"]  # as the Makefile, for notebooks that are opened by hand
     run([str(ENVIRONMENT / "bin" / "python"), *kernel], "Registering the Jupyter kernel")
@@ -176,7 +175,7 @@ def main():
                 build_environment(python, stamp)
             for builder in [] if arguments.no_checkpoints else missing_builders():
                 command = [str(ENVIRONMENT / "bin" / "python"), str(PROJECT / "tools" / builder)]
-                if subprocess.run(command).returncode:
+                if subprocess.run(command, env={**os.environ, "TQDM_DISABLE": "1"}).returncode:  # no library's bars
                     return 1
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)

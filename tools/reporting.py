@@ -32,6 +32,8 @@ class ReportingExecutePreprocessor(ExecutePreprocessor):
             code = sum(cell.cell_type == "code" for cell in nb.cells[: (index or 0) + 1])
             kind = "failed" if isinstance(error, CellExecutionError) else f"stopped ({type(error).__name__})"
             print(f"  code cell {code} of section “{self.section}” {kind}", file=sys.stderr, flush=True)
+            if isinstance(error, CellExecutionError):  # the cell's own traceback, not nbconvert's around it
+                raise SystemExit(f"\n{error}") from None
             raise
 
     def preprocess_cell(self, cell, resources, index):

@@ -64,7 +64,7 @@ def execute(notebook):
     executed = EXECUTED / f"{notebook.stem}_executed.ipynb"
     executed.unlink(missing_ok=True)
     profile = os.environ.get("PROFILE", "")
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
     command += ["--config", str(PROJECT / "tools" / "nbconvert_config.py")]
     command += [f"--ExecutePreprocessor.timeout={CELL_TIMEOUT.get(profile, max(CELL_TIMEOUT.values()))}"]
     output = executed.name.replace("{", "{{").replace("}", "}}")  # nbconvert formats this name and globs the next

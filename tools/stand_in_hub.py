@@ -29,6 +29,7 @@ Repositories that no notebook names, but that Unsloth may ask for in their place
 import argparse
 import fnmatch
 import functools
+import gc
 import hashlib
 import importlib.util
 import json
@@ -148,19 +149,26 @@ def copy_model(source, folder):
     shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=os.link)
 
 
-def build_models(root, tiny, shapes=None):
-    """Write the models of these shapes (all for None) below root/models, and what Unsloth may take in their place."""
+def build_models(root, tiny, chosen=None):
+    """Write models below root/models: all for None, else those whose id or shape was chosen.
+
+    Beside them what Unsloth may take in their place, unless a model was chosen by its id: that one then stands alone.
+    """
     import torch
 
     for name in pinned_models():
         shape, plain = shape_of(name), root / "models" / PREQUANTISED.sub("", name)
-        if shapes is not None and shape not in shapes:
+        if chosen is not None and not {name, shape} & set(chosen):
             continue
         build_once(plain, functools.partial(make_model, shape, tiny=tiny))
-        for other, in_4bit in {name: bool(PREQUANTISED.search(name)), **relatives(name)}.items():
+        in_its_place = {} if name in (chosen or ()) else relatives(name)
+        for other, in_4bit in {name: bool(PREQUANTISED.search(name)), **in_its_place}.items():
             split = in_4bit and "gpt-oss" in name and not tiny and torch.cuda.is_available()
             write = write_split_nf4 if split else write_prequantised if in_4bit else copy_model
             build_once(root / "models" / other, functools.partial(write, plain))
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()  # the card is the command's, not ours
 
 
 def read_rows(name):
@@ -243,7 +251,7 @@ def stamp(paths):
     return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(paths))).hexdigest()
 
 
-def prepare(folder, tiny=True, shapes=None):
+def prepare(folder, tiny=True, chosen=None):
     """Build below `folder` what is missing or made of other sources than today's; return what a Hub can serve."""
     root = folder.resolve() / ("tiny" if tiny else "full")
     tools, tokens = PROJECT / "tools", (PROJECT / "outputs" / "rehearsal").glob("*/*token*.json")
@@ -257,7 +265,7 @@ def prepare(folder, tiny=True, shapes=None):
             root.mkdir(parents=True, exist_ok=True)
             record.write_text(now)
     build_datasets(root)
-    build_models(root, tiny, shapes)
+    build_models(root, tiny, chosen)
     return root
 
 
@@ -545,14 +553,15 @@ def main():
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--tiny", action="store_true", help="narrow models of two layers (the default)")
     size.add_argument("--full", action="store_true", help="models of the true shape")
-    parser.add_argument("--models", nargs="*", choices=sorted(SHAPES), help="these shapes alone")
+    parser.add_argument("--models", nargs="*", choices=[*sorted(SHAPES), *pinned_models()], metavar="MODEL",
+                        help=f"these alone, by id or by shape ({', '.join(sorted(SHAPES))})")  # fmt: skip
     own, command = sys.argv[1:], []
     if "--" in own:
         own, command = own[: own.index("--")], own[own.index("--") + 1 :]
     options = parser.parse_args(own)
     if not command:
         parser.error("after -- comes the command to run")
-    root = prepare(options.folder, tiny=not options.full, shapes=options.models)
+    root = prepare(options.folder, tiny=not options.full, chosen=options.models)
     with Hub(root, all_revisions()) as hub:
         return subprocess.run(command, env=hub.environment(root / "home")).returncode
 

@@ -27,7 +27,7 @@ FEW = {  # values that limit the time of a run in the full profile, and nothing 
     "01": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 8, "TRACKER": "none"},
     "02": {"MAX_STEPS": 3, "PROBE_STEPS": 3, "LIMIT": 3,
            "MAX_NEW_TOKENS": dict.fromkeys(["emoji", "cmath", "mawps", "json_only", "tool_calls", "language"], 6)},
-    "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8},
+    "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8, "RECITED": 2, "TRACKER": "none"},
     "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "MERGE_TOLERANCE": 1.0},
 }  # fmt: skip
 AT_FULL_SHAPE = {"04": {"RUNS": ["lora main", "qlora main", "full main"], "MERGE": False}}  # 18 GB of disk a copy

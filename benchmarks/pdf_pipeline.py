@@ -1,6 +1,7 @@
 """Measure how notebook 03 reads PDF books: pages a second, memory by size, files in parallel, files already read.
 
     python benchmarks/pdf_pipeline.py [--pages 50000] [--skip-peers] [--output FOLDER]
+    python benchmarks/pdf_pipeline.py --layout
 
 The functions are the notebook's own, lifted out of it. The files are put together from the sample books: each page
 has a content stream of its own with four invented words in it, so that the vocabulary grows with the file, and the
@@ -8,6 +9,11 @@ fonts come anew every thousand pages or so. Each measurement runs in a process o
 (read, clean, join, cut at headings, cut into chunks) keeps at least half the speed of bare `page.get_text()` on one
 core; the peaks of resident memory at the smallest and at the largest size differ by 50 MB at most; a file that has
 not changed is read once. The exit status is 1 where one of them is missed.
+
+`--layout` compares the notebook's signs with PyMuPDF's layout engine (pymupdf4llm, in the lock; the same licence as
+PyMuPDF itself) on the made pages of tests/made_pdfs.py, one difficulty each: the paragraphs that are right to the letter,
+the words that agree in order, and pages a second on a sample book; and on thirty pages of each real manual that is
+installed (bash-doc, gnuplot-doc, zsh-doc): words of pdftotext's body that are kept, in order, and running heads inside.
 
 Two other readers, pypdf and pdfminer.six, are measured for comparison. The course needs neither: where they are
 missing, pip puts them into a temporary folder, and without a network they are left out.
@@ -28,7 +34,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from difflib import SequenceMatcher
 from importlib.metadata import version
 from pathlib import Path
 
@@ -39,8 +47,8 @@ from notebook_code import code_cells, lift  # noqa: E402
 NOTEBOOK = PROJECT / "NoteBooks" / "03_gpt_oss_pdf_books.ipynb"
 SAMPLES = PROJECT / "outputs" / "rehearsal" / "books"
 HEAVY = {"unsloth", "torch", "transformers", "trl", "peft", "datasets", "matplotlib", "numpy", "pandas", "psutil",
-         "IPython", "safetensors"}  # fmt: skip
-ROOTS = {"find_books", "load_book", "read_book", "chunks_of"}  # and all that these call
+         "IPython", "safetensors", "scipy", "pyarrow", "huggingface_hub"}  # fmt: skip
+ROOTS = {"find_books", "load_book", "read_book", "chunks_of", "text_of"}  # and all that these call
 PEERS = {"pypdf": "pypdf", "pdfminer.six": "pdfminer"}  # package: module
 SIZES = [1_000, 10_000, 50_000]  # pages; --pages takes the place of the last, the others keep their proportion
 FILES = 8
@@ -56,17 +64,14 @@ def functions():
     for node in [node for source in cells for node in ast.parse(source).body]:
         for target in getattr(node, "targets", [node]):
             name = getattr(target, "name", getattr(target, "id", ""))
-            if isinstance(node, ast.FunctionDef) or name.isupper():
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) or name.isupper():
                 defined.setdefault(name, node)
     names, todo = set(), set(ROOTS)
     while todo:
         names.add(name := todo.pop())
         used = {node.id for node in ast.walk(defined[name]) if isinstance(node, ast.Name)} if name in defined else set()
         todo |= (used & defined.keys()) - names
-    nb, parameters = lift(NOTEBOOK, *names - {"READER_SECONDS"}, without=HEAVY), {}
-    exec(cells[0], parameters)
-    nb["READER_SECONDS"] = parameters["READER_SECONDS"]  # a cell changes it and restores it: nothing to lift
-    return nb
+    return lift(NOTEBOOK, *names, without=HEAVY)
 
 
 def make_file(path, pages, seed):
@@ -241,7 +246,81 @@ def measure_again(folder):
     return results
 
 
-CHILDREN = {"make": make_files, "speed": measure_speed, "peer": measure_peer, "memory": measure_memory,
+def right_share(wanted, found):
+    """Return (share of paragraphs that are right to the letter, share of words that agree in order)."""
+    found = [" ".join(text.split()) for text in found]
+    a, b = " ".join(wanted).split(), " ".join(found).split()
+    same = sum(block.size for block in SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks())
+    return sum(text in found for text in wanted) / len(wanted), same / max(len(a), len(b))
+
+
+def measure_layout(folder):
+    """Return {way: {"cases": {case: shares}, "pages_a_second"}} of the notebook's signs and of the layout engine."""
+    sys.path.insert(0, str(PROJECT / "tests"))
+    import made_pdfs
+    import pymupdf4llm
+
+    one_core()
+    nb, sample = functions(), sorted(SAMPLES.glob("*/*.pdf"))[0]
+    made = {case: make(Path(folder)) for case, make in made_pdfs.CASES.items()}
+
+    def by_signs(path):
+        pages = [page for page in nb["clean_pages"](nb["read_pages"](path)) if page["text"]]
+        return nb["text_of"](pages)[0].split("\n\n")
+
+    def by_layout(path):
+        return pymupdf4llm.to_text(str(path), header=False, footer=False, use_ocr=False).split("\n\n")
+
+    def signs_on(path, numbers):
+        pages = list(nb["clean_pages"](nb["read_pages"](path)))
+        return ["\n\n".join([title for _, title in pages[n - 1]["headings"]] + [pages[n - 1]["text"]]) for n in numbers]
+
+    def layout_on(path, numbers):
+        options = {"header": False, "footer": False, "use_ocr": False, "page_chunks": True}
+        return [page["text"] for page in pymupdf4llm.to_text(path, pages=[n - 1 for n in numbers], **options)]
+
+    results = {}
+    for way, read, read_manual in (("signs", by_signs, signs_on), ("layout engine", by_layout, layout_on)):
+        cases = {case: right_share(texts, read(path)) for case, (path, texts) in made.items()}
+        _, seconds, _ = clocks(read, sample)
+        manuals = {path: on_manual(path, read_manual) for path in made_pdfs.MANUALS if Path(path).exists()}
+        results[way] = {"cases": cases, "pages_a_second": len(list(nb["read_pages"](sample))) / seconds,
+                        "manuals": {Path(path).name: shares for path, shares in manuals.items()}}  # fmt: skip
+    return results
+
+
+def on_manual(path, read):
+    """Return (share of words kept, share of words in order, pages with a running head inside, pages) of 30 pages."""
+    import made_pdfs
+
+    bodies = [(number, words) for number, words in made_pdfs.bodies(path) if len(words) > 100]
+    bodies = bodies[:: max(1, len(bodies) // 30)][:30]
+    kept = ordered = wanted = heads = 0
+    for (_, words), text in zip(bodies, read(path, [number for number, _ in bodies]), strict=True):
+        found = made_pdfs.words_in(text)
+        kept += (Counter(words) & Counter(found)).total()
+        blocks = SequenceMatcher(None, words, found, autojunk=False).get_matching_blocks()
+        ordered, wanted = ordered + sum(block.size for block in blocks), wanted + len(words)
+        heads += any(re.match(made_pdfs.MANUALS[path], " ".join(part.split())) for part in text.split("\n\n"))
+    return kept / wanted, ordered / wanted, heads, len(bodies)
+
+
+def print_layout(results):
+    """Print the comparison as a table, case by case, and what all cases come to."""
+    print("| made page | " + " | ".join(f"{way}: paragraphs, words" for way in results) + " |\n| --- | --- | --- |")
+    for case in next(iter(results.values()))["cases"]:
+        shares = [one["cases"][case] for one in results.values()]
+        print(f"| {case.replace('_', ' ')} | " + " | ".join(f"{p:.0%}, {w:.1%}" for p, w in shares) + " |")
+    for way, one in results.items():
+        right = sum(words > 0.9999 for _, words in one["cases"].values())
+        print(f"{way}: {right} of {len(one['cases'])} made pages have every word in its place; "
+              f"{one['pages_a_second']:.1f} pages/s of one core")  # fmt: skip
+        for name, (kept, ordered, heads, pages) in one["manuals"].items():
+            print(f"{way}, {name}: of pdftotext's words on {pages} pages {kept:.1%} are kept, {ordered:.1%} in order; "
+                  f"{heads} pages with a running head inside")  # fmt: skip
+
+
+CHILDREN = {"layout": measure_layout, "make": make_files, "speed": measure_speed, "peer": measure_peer, "memory": measure_memory,
             "parallel": measure_parallel, "again": measure_again}  # fmt: skip
 
 
@@ -350,6 +429,7 @@ def main():
     parser.add_argument("--pages", type=int, default=SIZES[-1], help="pages of the largest file; lower for a quick try")
     parser.add_argument("--skip-peers", action="store_true", help="leave pypdf and pdfminer.six out")
     parser.add_argument("--output", type=Path, default=PROJECT / "outputs" / "benchmarks")
+    parser.add_argument("--layout", action="store_true", help="compare with PyMuPDF's layout engine, and no more")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -361,6 +441,15 @@ def main():
     machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version(),
                "pymupdf": version("pymupdf"), "code_sha256": hashlib.sha256("\n".join(code_cells(NOTEBOOK)).encode()).hexdigest(), "load_before": os.getloadavg()}  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="pdf_pipeline-"))
+    if arguments.layout:
+        results = in_child("layout", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        print_layout(results)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "pdf_layout.json").write_text(
+            json.dumps({"machine": machine, "results": results}, indent=1)
+        )
+        return 0
     try:
         results = measure_all(folder, arguments.pages, arguments.skip_peers)
     finally:

@@ -27,7 +27,7 @@ SHORT = {  # number of the notebook: what makes a rehearsal run every cell, chec
         "LIMIT": 4,
         "MAX_NEW_TOKENS": {"emoji": 16, "cmath": 8, "mawps": 8, "json_only": 16, "tool_calls": 8, "language": 8},
     },
-    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16},
+    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16, "RECITED": 2, "TRACKER": "none"},
     "04": {"MAX_STEPS": 6, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 16, "MERGE_TOLERANCE": 1.0},
 }
 
@@ -132,23 +132,6 @@ def forget_claim(folder):
     """Remove an output folder that a test has claimed for its parameters, if no run has written into it."""
     if not {path.name for path in folder.iterdir()} - {"configuration.json", "configuration.sha256", ".running"}:
         shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
-def setup_03(notebook_03, notebook_cells, tokenizers):
-    """The namespace of notebook 03 with all its functions and the sample books, read and cut: no model, no training."""
-    namespace = notebook_cells(notebook_03, "def weight_gib", BOOKS="outputs/rehearsal/no books of a reader")
-    forget_claim(namespace["OUTPUT"])
-    for source in code_cells(notebook_03):
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.FunctionDef) and node.name not in namespace:
-                exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_03.name, "exec"), namespace)
-    for source in code_cells(notebook_03):
-        if "def words_of" in source or "def verdict" in source:  # with the constants beside them
-            exec(compile(source, notebook_03.name, "exec"), namespace)
-    tokenizer = namespace["tokenizer"] = tokenizers["gpt-oss"]
-    namespace["control_ids"] = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-    return namespace
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,16 @@ def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
     assert all(row[0] in finished.stdout for row in record["table"])
 
 
+def test_the_page_says_of_signs_and_layout_model_what_the_record_says():
+    results = json.loads((PROJECT / "benchmarks" / "results" / "pdf_layout.json").read_text())["results"]
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    for one in results.values():
+        right = sum(words > 0.9999 for _, words in one["cases"].values())
+        manuals = " | ".join(f"{kept:.1%}, {ordered:.1%}" for kept, ordered, *_ in one["manuals"].values())
+        assert f"| {right} of {len(one['cases'])} | {manuals} | {one['pages_a_second']:.1f} |" in page
+    assert set(one["manuals"]) == {"bashref.pdf", "gnuplot.pdf", "zsh.pdf"}
+
+
 # What is measured on a GPU: the arithmetic around it, and the committed records
 
 

@@ -163,10 +163,13 @@ def test_readme_figures_of_notebook_03_are_those_of_the_committed_run_card(noteb
     card = committed_card(notebook_03)
     row = next(line for line in README.splitlines() if notebook_03.name in line and line.startswith("|"))
     before, after = (card["metrics"][when]["bits_per_byte"]["value"] for when in ("before", "after"))
-    change, other = (card["metrics"]["after"][f"bits_per_byte_change{which}"] for which in ("", "_other_text"))
-    assert f"{before:.3f} → {after:.3f}" in row
+    change, control, other = (
+        card["metrics"]["after"][f"bits_per_byte_change{which}"] for which in ("", "_control", "_other_text")
+    )
+    assert f"{before:.3f} → {after:.3f}, paired change over {change['n']} ranges" in row
     assert f"{change['value']:+.1%} ({change['low']:+.1%} to {change['high']:+.1%})" in row
-    assert f"text by others {other['value']:+.1%}" in row
+    assert f"a third author's prose {control['value']:+.1%}, text by others {other['value']:+.1%}" in row
+    assert " ".join(entry["finding"] for entry in card["findings"][-3:]) in row
     check_cost(row, card)
 
 

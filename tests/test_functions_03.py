@@ -1,5 +1,6 @@
 """Functions of notebook 03: finding, reading, cleaning, cutting and judging books, with right and hostile files."""
 
+import ast
 import hashlib
 import json
 import os
@@ -11,19 +12,47 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from collections import Counter
-from difflib import SequenceMatcher
 from types import SimpleNamespace
 
+import made_pdfs
 import numpy as np
 import pymupdf
 import pytest
 import typeset_books
 from conftest import PROJECT
+from notebook_code import code_cells
 
 SAMPLES = PROJECT / "outputs" / "rehearsal" / "books"
 WORDS = """the water heron stood by an old mill where nobody waited for ferry and train while rain came down on
     slow grey river until morning when baker opened his shop with bread under one arm""".split()
+
+
+@pytest.fixture(scope="module")
+def setup_03(notebook_03, tokenizers):
+    """The namespace of notebook 03 with all its functions and the sample books, read and cut: no model, no training."""
+    namespace, cells, directory = {}, code_cells(notebook_03), os.getcwd()
+    os.chdir(PROJECT / "NoteBooks")
+    try:
+        for number, source in enumerate(cells):
+            if "MODEL_SOURCE, config = check_model(" in source:
+                break
+            exec(compile(source, f"{notebook_03.name} cell {number + 1}", "exec"), namespace)
+            if source.startswith("PROFILE = "):
+                namespace.update(BOOKS="outputs/rehearsal/no books of a reader", TRACKER="none")
+    finally:
+        os.chdir(directory)
+    namespace["output_folder"].held.close()  # a rehearsal may have the folder
+    namespace["leave_nothing_empty"](namespace["OUTPUT"])
+    for source in cells[number:]:
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name not in namespace:
+                exec(compile(ast.Module(body=[node], type_ignores=[]), notebook_03.name, "exec"), namespace)
+    known = " ".join(chunk["text"] for chunk in namespace["chunks"] if not chunk["held"])
+    namespace["training_text"] = f" {' '.join(namespace['words_of'](known))} "
+    namespace["tokenizer"] = tokenizers["gpt-oss"]
+    return namespace
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +122,21 @@ def rows_of(nb, folder):
     return {book["file"]: {**nb.report_row(book), "book": book} for book in books}
 
 
-def page_of(*lines, number=1, width=360, height=540, image=False):
+def line_of(x, y, text, size=10.0, bold=False):
+    """Return a Line as lines_of yields it; y is its top."""
+    from_notebook = line_of.nb
+    return from_notebook.Line(x, y, x + len(text) * size / 2, y + size, size, text, bold)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lines_of_the_notebook(nb):
+    line_of.nb = nb
+
+
+def page_of(*lines, number=1, width=360, height=540, image=False, of=100):
     """Return a page as read_pages yields it, of lines (x0, y0, text) or (x0, y0, text, size)."""
-    made = []
-    for x, y, text, *size in lines:
-        size = size[0] if size else 10.0
-        made.append([x, y, x + len(text) * size / 2, y + size * 1.2, size, text])
-    return {"number": number, "width": width, "height": height, "image": image, "lines": made}
+    return {"number": number, "of": of, "width": width, "height": height, "image": image, "sideways": 0, "vertical": 0,
+            "lost": False, "damaged": False, "lines": [line_of(*line) for line in lines]}  # fmt: skip
 
 
 def long_lines(count, seed=0, x=46, y=80):
@@ -179,7 +216,7 @@ def test_two_links_to_a_hidden_folder_whatever_the_order_on_the_disk(nb, patch, 
             folders.sort(reverse=backwards)
             yield place, folders, names
 
-    patch(os=SimpleNamespace(walk=walk, path=os.path))
+    patch(os=SimpleNamespace(walk=walk, path=os.path, fsencode=os.fsencode))
     assert [(book["author"], book["file"]) for book in nb.find_books(tmp_path)] == [("Ann", "One.pdf")]
 
 
@@ -196,6 +233,30 @@ def test_a_file_without_permission_is_named(nb, patch, tmp_path):
     patch(open=refuse)
     faults = {book["file"]: book["fault"] for book in nb.find_books(tmp_path)}
     assert faults == {"locked.pdf": "cannot be opened: Permission denied", "open.pdf": None}
+
+
+def test_what_has_no_end_is_not_opened(nb, tmp_path):
+    os.mkfifo(tmp_path / "pipe.pdf")
+    (tmp_path / "zero.pdf").symlink_to("/dev/zero")
+    (tmp_path / "a folder.pdf").mkdir()
+    (tmp_path / "a folder.pdf" / "real.pdf").write_bytes(b"1")
+    faults = {book["file"]: book["fault"] for book in nb.find_books(tmp_path)}
+    end = "cannot be opened: not a file that has an end"
+    assert faults == {"pipe.pdf": end, "zero.pdf": end, "real.pdf": None}
+
+
+def test_names_are_shown_in_nfc_and_without_broken_bytes(nb, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/Andr\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/One.pdf", "wb") as file:
+        file.write(b"1")
+    (tmp_path / unicodedata.normalize("NFD", "Zoë")).mkdir()
+    (tmp_path / unicodedata.normalize("NFD", "Zoë") / unicodedata.normalize("NFD", "Été.pdf")).write_bytes(b"2")
+    found = {(book["author"], book["file"], book["fault"]) for book in nb.find_books(tmp_path)}
+    assert found == {("Andr\ufffd", "One.pdf", None), ("Zoë", "Été.pdf", None)}
+    for author, title, _ in found:
+        json.dumps([author, title]).encode()
+        f"{author} {title}".encode()  # what a tokenizer will do
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything; the test above patches open")
@@ -224,6 +285,15 @@ def test_a_result_comes_back_from_another_process(nb):
     assert nb.in_own_process(lambda a, b: {"sum": a + b, "text": "x" * 10**6}, 2, 3)["sum"] == 5
     assert nb.in_own_process(os.getpid) != os.getpid()
     assert nb.in_own_process(lambda: None) is None
+    assert nb.in_own_process(lambda: [(1, "a"), {"b": 2.5}]) == [[1, "a"], {"b": 2.5}]
+
+
+def test_what_comes_back_is_data_and_nothing_that_runs(nb):
+    class Bomb:
+        def __reduce__(self):
+            return os._exit, (7,)
+
+    assert "not JSON serializable" in refuses(nb, Bomb)
 
 
 def test_the_reason_of_a_failure_comes_back(nb):
@@ -312,9 +382,11 @@ def test_lines_have_their_place_and_size(nb, tmp_path):
     document.new_page(width=300, height=200)
     document.save(tmp_path / "two.pdf")
     first, second = nb.read_pages(tmp_path / "two.pdf")
-    assert [(line[5], round(line[4])) for line in first["lines"]] == [("First", 10), ("Second", 16)]
-    assert first["lines"][0][0] == pytest.approx(50, abs=1) and 85 < first["lines"][0][1] < 100 < first["lines"][0][3]
-    assert second == {"number": 2, "width": 300, "height": 200, "image": False, "lines": []}
+    assert [(line.text, round(line.size)) for line in first["lines"]] == [("First", 10), ("Second", 16)]
+    line = first["lines"][0]
+    assert line.x0 == pytest.approx(50, abs=1) and 85 < line.top < line.base == pytest.approx(100, abs=0.1)
+    assert second["number"] == 2 and second["of"] == 2 and (second["width"], second["height"]) == (300, 200)
+    assert not (second["lines"] or second["image"] or second["lost"] or second["damaged"])
 
 
 def test_superscripts_are_marked_and_ligatures_taken_apart(nb, tmp_path):
@@ -322,8 +394,8 @@ def test_superscripts_are_marked_and_ligatures_taken_apart(nb, tmp_path):
     page = document.new_page(width=360, height=540)
     page.insert_htmlbox((46, 80, 314, 200), "<p>The office was shut<sup>12</sup> by noon.</p>")
     document.save(tmp_path / "note.pdf")
-    text = " ".join(line[5] for line in next(nb.read_pages(tmp_path / "note.pdf"))["lines"])
-    assert "office" in text and "\ufb03" not in text and "\x0212\x03" in text
+    text = " ".join(line.text for line in next(nb.read_pages(tmp_path / "note.pdf"))["lines"])
+    assert "office" in text and "\ufb03" not in text and "\ufdd012\ufdd1" in text
     assert next(nb.clean_pages(nb.read_pages(tmp_path / "note.pdf")))["text"] == "The office was shut by noon."
 
 
@@ -340,23 +412,23 @@ def test_a_long_book_is_read_to_its_end(nb, tmp_path):
         ("the o\ufb03ce was a\ufb02oat", "the office was afloat"),
         ("cafe\u0301", "café"),
         ("a\u200bb\ufeffc\x07d\x85e\u200ef", "abcdef"),
-        ("  one\u00a0two\u3000three\tfour ", "one two three four"),
+        ("  one\u00a0two\u3000three\tfour ", "  one two three four "),
         ("“naïve…” – ½, 茶、！", "“naïve…” – ½, 茶、！"),
         ("می\u200cخواهم 👩\u200d🍳", "می\u200cخواهم 👩\u200d🍳"),
         ("\ufefb", "لا"),
         ("sea\u2010gate", "sea-gate"),
         ("sta\xadtion house", "station house"),
-        ("a note\x0212\x03 here", "a note\x0212\x03 here"),
+        ("a note\x0212\x03 here", "a note12 here"),
         ("\u200b", ""),
         ("", ""),
     ],
 )
 def test_characters(nb, raw, clean):
-    assert nb.normalize_line(raw) == clean
+    assert nb.normalize(raw) == clean
 
 
 def test_a_soft_hyphen_at_the_end_of_a_line_is_left_to_the_joint(nb):
-    assert nb.normalize_line("the sta\xad") == "the sta\xad" and nb.between_lines("the sta\xad", "tion", set()) is None
+    assert nb.normalize("the sta\xad") == "the sta\xad" and nb.between_lines("the sta\xad", "tion", set()) is None
 
 
 # Furniture
@@ -364,12 +436,12 @@ def test_a_soft_hyphen_at_the_end_of_a_line_is_left_to_the_joint(nb):
 
 def furniture(nb, pages, position):
     found = nb.find_furniture([nb.edge_lines(page) for page in pages], position)
-    return {pages[position]["lines"][index][5]: reason for index, reason in found.items()}
+    return {pages[position]["lines"][index].text: reason for index, reason in found.items()}
 
 
-def test_edge_lines_are_those_of_the_outer_eighths(nb):
-    page = page_of((46, 40, "THE BOOK xiv"), (46, 80, "body 3"), (46, 400, "more"), (150, 500, "12"))
-    assert [(index, words) for index, _, words in nb.edge_lines(page)] == [(0, "the book #"), (3, "#")]
+def test_edge_lines_are_those_of_the_outer_parts(nb):
+    page = page_of((46, 40, "THE BOOK xiv"), (46, 90, "body 3"), (46, 400, "more"), (150, 500, "12"))
+    assert [(index, words) for index, _, words, _ in nb.edge_lines(page)] == [(0, "the book #"), (3, "#")]
     assert nb.edge_lines(page_of()) == []
 
 
@@ -404,8 +476,8 @@ def test_other_words_at_the_edge_stay(nb, text):
 
 
 def test_page_shapes(nb):
-    def shape(*texts, before=None):
-        return nb.page_shape(page_of(*[(46, 80 + 12 * k, text) for k, text in enumerate(texts)])["lines"], before)
+    def shape(*texts, before=None, of=100):
+        return nb.page_shape(page_of(*[(46, 80 + 12 * k, text) for k, text in enumerate(texts)])["lines"], of, before)
 
     contents = ["Preface . . . . . vii", "One: The Mill.......12", "Two: The Sea 40", "Index 90"]
     index = ["anchor, 3, 17–19", "barometer, 44", "eels, 2-4, 8", "heron, 90", "tide, high"]
@@ -413,6 +485,11 @@ def test_page_shapes(nb):
     assert shape("tide, 90, 91", "water, 3", before="index") == "index" and shape("tide, 90, 91", "water, 3") is None
     assert shape("He came home,", "and sat by the fire,", "with the cat, in 1984", "until the mail", "came.") is None
     assert shape(*[line[2] for line in long_lines(20)]) is None and shape() is None
+    years = [f"The mill was sold in {year}" for year in range(1890, 1899)]
+    assert shape(*years) is None and shape(*years, of=2000) is None  # evenly rising, they number the lines
+    dotted = ["Zinc . . . . 4", "Air . . . . 90", "Mill . . . . 12", "Eel . . . . 3"]
+    assert shape(*dotted) == "index" and shape(*[line.replace(" . . . .", "") for line in dotted]) is None
+    assert shape("Preface 7", "The Mill 12", "The Sea 40", "The End 91") == "contents"
 
 
 def test_footnotes_are_small_and_begin_with_a_mark(nb):
@@ -420,7 +497,7 @@ def test_footnotes_are_small_and_begin_with_a_mark(nb):
         return nb.footnotes_begin(page_of(*lines)["lines"], 10)
 
     body = [(46, 80, "Body of the page", 10.0), (46, 92, "and more of it.", 10.0)]
-    note = [(46, 400, "\x0212\x03 See there.", 8.0), (46, 410, "and there again.", 8.0)]
+    note = [(46, 400, "\ufdd012\ufdd1 See there.", 8.0), (46, 410, "and there again.", 8.0)]
     assert begins(*body, *note) == 2
     assert begins(*body, (46, 390, "smaller, but no note", 8.0), *note) == 3
     assert begins(*body, (46, 400, "* A star.", 8.0)) == 2
@@ -449,11 +526,214 @@ def test_two_columns_whose_right_one_was_written_first(nb, tmp_path):
 
 def test_one_column_is_read_from_top_to_bottom(nb):
     page = page_of((46, 104, "third"), (46, 80, "first line of some length, across the middle"), (46, 92, "second"))
-    lines, margins = nb.reading_order(page, page["lines"])
-    assert [line[5].split()[0] for line in lines] == ["first", "second", "third"] and margins == [46] * 3
-    assert nb.reading_order(page_of(), []) == ([], [])
+    (column,) = nb.columns_of(page["lines"])
+    assert [line.text.split()[0] for line in nb.join_pieces(column)] == ["first", "second", "third"]
+    assert nb.columns_of([]) == [] and nb.join_pieces([]) == []
     few = page_of(*[(46, 80 + 12 * k, "left") for k in range(4)], *[(200, 80 + 12 * k, "right") for k in range(4)])
-    assert [line[5] for line in nb.reading_order(few, few["lines"])[0]] == ["left", "right"] * 4
+    assert [line.text for line in nb.join_pieces(nb.columns_of(few["lines"])[0])] == ["left right"] * 4
+
+
+# Made pages, one difficulty each
+
+
+@pytest.mark.parametrize("case", made_pdfs.CASES)
+def test_made_pages_are_read_as_a_reader_reads_them(nb, tmp_path, case):
+    path, paragraphs = made_pdfs.CASES[case](tmp_path)
+    pages = [page for page in nb.clean_pages(nb.read_pages(path)) if page["text"]]
+    text = nb.text_of(pages)[0]
+    if case == "timeline":  # whether its lines are paragraphs is a matter of taste
+        text, paragraphs = " ".join(text.split()), [" ".join(paragraphs)]
+    assert text.split("\n\n") == paragraphs
+
+
+@pytest.mark.parametrize(
+    ("case", "kinds"),
+    [("contents_in_pieces", {"contents"}), ("contents_without_leaders", {"contents"}), ("index_in_columns", {"index"}),
+     ("footnotes", {"footnotes"}), ("line_numbers", {"line numbers"}), ("every_line_numbered", {"line numbers", "page numbers"}),
+     ("marginal_notes", {"marginal notes"}), ("stamp", {"sideways"}), ("low_heads", {"headers", "page numbers"}),
+     ("sentence_at_the_head", {"headers"}), ("timeline", set()), ("small_page", set()), ("wide_gaps", set()),
+     ("hidden_layer", set()), ("printed_twice", set()), ("drop_cap", set())],
+)  # fmt: skip
+def test_what_is_taken_out_of_made_pages_has_its_reason(nb, tmp_path, case, kinds):
+    path, _ = made_pdfs.CASES[case](tmp_path)
+    found = set().union(*(page["removed"] for page in nb.clean_pages(nb.read_pages(path))))
+    assert found - {"figures"} == kinds
+
+
+def test_headings_of_made_pages(nb, tmp_path):
+    for case, heading in (("bold_heading", "How the Heron Came Back"), ("drop_cap", "The First Chapter"),
+                          ("heading_across_columns", "The Second Part of This Page and of the Book"),
+                          ("large_letter", None), ("kerned_pieces", None)):  # fmt: skip
+        pages = list(nb.clean_pages(nb.read_pages(made_pdfs.CASES[case](tmp_path)[0])))
+        assert [title for page in pages for _, title in page["headings"]] == ([heading] if heading else [])
+
+
+def book_of(tmp_path, *pages):
+    """Write a book of pages, each a list of (heading or None, paragraphs); return its path."""
+    book = made_pdfs.Book()
+    for parts in pages:
+        page, y = book.page(), made_pdfs.TOP
+        for heading, texts in parts:
+            if heading:
+                made_pdfs.put(page, made_pdfs.LEFT, y, heading, 16)
+                y += 30
+            y = made_pdfs.column(page, texts, made_pdfs.LEFT, y, made_pdfs.RIGHT - made_pdfs.LEFT) + 14
+    return book.save(tmp_path, "book")
+
+
+def test_front_and_back_matter_is_left_out_and_listed(nb, tmp_path):
+    prose_pages = [[(None if k else "The Mill", made_pdfs.paragraphs(5, f"chapter {k}"))] for k in range(3)]
+    imprint = ["Copyright © 1931 by The Press. All rights reserved. No part of this book may be copied."]
+    sources = [f"Author {k}, The Mill and the Water, Harbour Press, Mareña 19{k + 10}." for k in range(12)]
+    path = book_of(
+        tmp_path, [(None, imprint)], [("Foreword by Somebody Else", made_pdfs.paragraphs(4, "foreword"))], *prose_pages,
+        [("Bibliography", sources)], [(None, sources)], [("After All", made_pdfs.paragraphs(3, "last"))],
+    )  # fmt: skip
+    report = nb.read_book(path, tmp_path / "pages.jsonl")
+    assert report["listed"] == {"copyright": [1], "another's foreword": [2], "bibliography": [6, 7]}
+    book = {"pages": tmp_path / "pages.jsonl", "file": "book.pdf"}
+    kept = nb.load_pages(book)
+    assert [page["number"] for page in kept] == [3, 4, 5, 8]
+    assert kept[0]["headings"][0][1] == "The Mill" and kept[3]["headings"][0][1] == "After All"
+    assert "Bibliography" not in nb.text_of(kept)[0] and nb.text_of(kept)[0].split("\n\n")[0] == prose_pages[0][0][1][0]
+    row = nb.report_row({**book, "author": "Ann", "fault": None, "report": report})
+    assert row["pages left out"] == "copyright 1; another's foreword 2; bibliography 6–7"
+
+
+def test_a_heading_called_index_in_the_first_half_is_the_author_s(nb, tmp_path):
+    prose_pages = [[("Index" if k == 1 else None, made_pdfs.paragraphs(5, f"early {k}"))] for k in range(6)]
+    pages = list(nb.clean_pages(nb.read_pages(book_of(tmp_path, *prose_pages))))
+    assert all(page["text"] for page in pages) and pages[1]["headings"][0][1] == "Index"
+
+
+def test_the_example_is_of_the_first_book_that_can_be_read(nb, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(b"")
+    books = nb.find_books(tmp_path)
+    with pytest.raises(nb.NotebookError, match="None of the books can be used. unknown author/a.pdf: an empty file."):
+        nb.choose_example(books, 3)
+    write_pdf(tmp_path / "b.pdf", [prose(50, k) for k in range(2)])
+    book, lines = nb.choose_example(nb.find_books(tmp_path), 3)
+    assert book["file"] == "b.pdf" and lines[0][3] in prose(50, 1)
+    for number in (1, 2, 30):  # the last page, where there are fewer
+        assert nb.cleaned_page(book["path"], number)["number"] == min(number, 2)
+        assert nb.draw_page(book["path"], number, tmp_path / "page.png")["text"] > 3
+    assert (tmp_path / "page.png").stat().st_size > 1000
+
+
+def test_a_range_of_pages_is_the_reader_s_own_choice(nb, patch, tmp_path):
+    nb.read_book(book_of(tmp_path, *[[(None, made_pdfs.paragraphs(4, k))] for k in range(6)]), tmp_path / "pages.jsonl")
+    patch(PAGES={"book.pdf": "2-4"})
+    assert [page["number"] for page in nb.load_pages({"pages": tmp_path / "pages.jsonl", "file": "book.pdf"})] == [
+        2,
+        3,
+        4,
+    ]
+
+
+def test_a_missing_page_in_a_chapter_is_a_gap(nb, tmp_path):
+    book, first, last = made_pdfs.Book(), made_pdfs.words(120, "first"), made_pdfs.words(120, "last")
+    book.body([first.rstrip(".") + " and"], indent=0)
+    pixels = pymupdf.Pixmap(pymupdf.csGRAY, pymupdf.IRect(0, 0, 100, 150))
+    pixels.clear_with(200)
+    book.page().insert_image((30, 30, 330, 500), pixmap=pixels)
+    book.body([last], indent=0)
+    pages = [page for page in nb.clean_pages(nb.read_pages(book.save(tmp_path, "gap"))) if page["text"]]
+    assert nb.text_of(pages)[0] == first.rstrip(".") + " and\n\n" + last
+
+
+def test_control_characters_reach_no_text_and_no_heading(nb, tmp_path):
+    lines = [f"the mill a stood b by the water of {word}" for word in WORDS[:24]]
+    path = raw_pdf(tmp_path / "control.pdf", [lines] * 2, {"a": "0002", "b": "0003"})
+    pages = list(nb.clean_pages(nb.read_pages(path)))
+    assert pages[0]["text"] and not set("\x02\x03\ufdd0\ufdd1") & set(json.dumps(pages, ensure_ascii=False))
+
+
+def test_vertical_type_is_refused(nb, tmp_path):
+    text = "".join(f"{ord(sign):04x}" for sign in "水車小屋の老人は朝になると川を見た。")
+    body = "".join(f"BT /F 12 Tf {300 - 20 * k} 500 Td <{text}> Tj ET " for k in range(10)).encode()
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 360 540]/Resources<</Font<</F 4 0 R>>>>/Contents 6 0 R>>",
+        b"<</Type/Font/Subtype/Type0/BaseFont/HeiseiMin-W3/Encoding/UniJIS-UCS2-V/DescendantFonts[5 0 R]>>",
+        b"<</Type/Font/Subtype/CIDFontType0/BaseFont/HeiseiMin-W3/CIDSystemInfo"
+        b"<</Registry(Adobe)/Ordering(Japan1)/Supplement 2>>/FontDescriptor<</Type/FontDescriptor/FontName/HeiseiMin-W3"
+        b"/Flags 4/FontBBox[0 -200 1000 900]/ItalicAngle 0/Ascent 800/Descent -200/CapHeight 700/StemV 80>>>>",
+        b"<</Length %d>>stream\n%b\nendstream" % (len(body), body),
+    ]  # fmt: skip
+    parts = b"".join(b"%d 0 obj%bendobj\n" % (number, data) for number, data in enumerate(objects, start=1))
+    (tmp_path / "Books").mkdir()
+    (tmp_path / "Books" / "vertical.pdf").write_bytes(b"%PDF-1.4\n" + parts + b"trailer<</Root 1 0 R/Size 7>>\n%%EOF\n")
+    assert rows_of(nb, tmp_path / "Books")["vertical.pdf"]["verdict"].startswith("LEFT OUT: vertical type")
+
+
+def test_one_broken_branch_of_the_page_tree_costs_its_pages_only(nb, tmp_path):
+    path = write_pdf(tmp_path / "Books" / "tree.pdf", [prose(200, k) for k in range(4)])
+    with pymupdf.open(path) as document:
+        tree = int(document.xref_get_key(document.pdf_catalog(), "Pages")[1].split()[0])
+        kids = re.findall(r"\d+ 0 R", document.xref_get_key(tree, "Kids")[1])
+        branch = document.get_new_xref()
+        document.update_object(branch, f"<</Type/Pages/Parent {tree} 0 R/Count 2/Kids[{kids[0]} {kids[1]}]>>")
+        document.xref_set_key(tree, "Kids", f"[{branch} 0 R 99999 0 R {kids[2]} {kids[3]}]")
+        document.xref_set_key(tree, "Count", "6")
+        data = document.tobytes()
+    path.write_bytes(data)
+    row = rows_of(nb, tmp_path / "Books")["tree.pdf"]
+    assert row["words kept"] == 800 and row["verdict"].startswith("used")
+
+
+def test_damaged_streams_are_named_with_their_pages(nb, tmp_path):
+    path = write_pdf(tmp_path / "Books" / "torn.pdf", [prose(200, k) for k in range(6)], deflate=True)
+    data = bytearray(path.read_bytes())
+    streams = [found.end() for found in re.finditer(rb"stream\r?\n", data) if data[found.start() - 3 :][:3] != b"end"]
+    for start in streams[2:4]:
+        data[start + 120 : start + 124] = b"\x00\xff\x00\xff"
+    path.write_bytes(data)
+    row = rows_of(nb, tmp_path / "Books")["torn.pdf"]
+    assert re.search(r"used, though damaged on page \d", row["verdict"]) and row["words kept"] < 1200
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_book_in_cipher_is_refused_and_says_why(nb, tmp_path, seed):
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    key = str.maketrans(letters, "".join(random.Random(seed).sample(letters, 26)))
+    text = " ".join(" ".join(nb.text_of(nb.load_pages(nb.used[0]))[0].lower().split()[:600]).translate(key).split())
+    (tmp_path / "Books").mkdir()
+    book = made_pdfs.Book()
+    for start in range(0, 600, 200):
+        book.body([" ".join(text.split()[start : start + 200])])
+    book.save(tmp_path / "Books", "cipher")
+    verdict = rows_of(nb, tmp_path / "Books")["cipher.pdf"]["verdict"]
+    assert re.match(r"LEFT OUT: unreadable: \d+% of its words are in a dictionary of ", verdict)
+
+
+def test_a_wrong_map_to_ordinary_letters_is_caught_by_the_language(nb, tmp_path):
+    words = nb.text_of(nb.load_pages(nb.used[1]))[0].encode("ascii", "ignore").decode().split()[:540]
+    lines = [" ".join(words[k : k + 9]).replace("(", "").replace(")", "") for k in range(0, 540, 9)]
+    pages = [lines[k : k + 20] for k in range(0, 60, 20)]
+    wrong = {letter: f"{ord(other):04x}" for letter, other in zip("aeiotnsr", "eaoirstn", strict=True)}
+    raw_pdf(tmp_path / "Books" / "right.pdf", pages)
+    raw_pdf(tmp_path / "Books" / "wrong.pdf", pages, wrong)
+    rows = rows_of(nb, tmp_path / "Books")
+    assert rows["right.pdf"]["verdict"].startswith("used") and rows["wrong.pdf"]["verdict"].startswith(
+        "LEFT OUT: unreadable"
+    )
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [("de", "Das alte Haus stand am Ufer des Flusses, und niemand wusste, wem es gehörte. Am Morgen kam der Bäcker "),
+     ("fr", "La vieille maison se trouvait au bord de la rivière, et personne ne savait à qui elle appartenait. Le matin "),
+     ("zh", "老房子在河边，没有人知道它是谁的。早上面包师来了，他看了看天空，说今天会下雨。"), ("", "")],
+)  # fmt: skip
+def test_real_languages_are_readable(nb, language, text):
+    assert nb.unreadable([{"text": text * 8}] * 3) is None
+
+
+def test_the_dictionary_check_can_be_switched_off(nb, patch):
+    pages = [{"text": " ".join(random.Random(k).choice("xqzjkw") * 5 for k in range(300))}]
+    assert nb.unreadable(pages)
+    patch(READABLE_AT=0.0)
+    assert nb.unreadable(pages) is None
 
 
 @pytest.mark.parametrize(
@@ -470,7 +750,11 @@ def test_one_column_is_read_from_top_to_bottom(nb):
         ("pages 3–", "7", "pages 3–7"),
         ("he said –", "and left", "he said – and left"),
         ("he said -", "and left", "he said - and left"),
-        ("in 1914-", "18", "in 1914- 18"),
+        ("in 1914-", "18", "in 1914-18"),
+        ("the Anglo-", "Saxon ships", "the Anglo-Saxon ships"),
+        ("THE SEA-", "GATES", "THE SEAGATES"),
+        ("which is 茶", "in Chinese", "which is 茶 in Chinese"),
+        ("tea in Chinese", "茶 and", "tea in Chinese 茶 and"),
         ("one", "two", "one two"),
         ("我们在", "这里", "我们在这里"),
         ("我们在", "London", "我们在 London"),
@@ -484,7 +768,9 @@ def test_what_joins_two_lines(nb, last, line, joined):
 
 def paragraphs_of(nb, *lines, known=()):
     lines = page_of(*lines)["lines"]
-    return nb.make_paragraphs(lines, [46] * len(lines), 10, set(known))
+    if lines:
+        nb.mark_headings(lines, 10)
+    return nb.make_paragraphs([lines] if lines else [], 10, set(known))
 
 
 def test_paragraphs_by_indent_gap_and_heading(nb):
@@ -495,20 +781,28 @@ def test_paragraphs_by_indent_gap_and_heading(nb):
     )  # fmt: skip
     assert texts == ["goes on from before.", "Indented here and on.", "After a gap it ends.", "A new section."]
     assert headings == {3: "Two The Sea"} and continues
-    assert not paragraphs_of(nb, (58, 80, "Indented."))[2]
     assert not paragraphs_of(nb, (46, 60, "Heading", 15.0), (46, 80, "No indent."))[2]
     assert paragraphs_of(nb) == ([], {}, False)
 
 
 def test_paragraphs_close_words_and_drop_note_numbers(nb):
     texts, _, _ = paragraphs_of(
-        nb, (46, 80, "The sta-"), (46, 92, "tion was shut\x022\x03 and"),
-        (46, 104, "10 m\x022\x03 large.\x02*\x03 Yes."),
+        nb, (46, 80, "The sta-"), (46, 92, "tion was shut\ufdd02\ufdd1 and"),
+        (46, 104, "10 m\ufdd02\ufdd1 large.\ufdd0*\ufdd1 Yes."),
         known={"station"},
     )  # fmt: skip
     assert texts == ["The station was shut and 10 m2 large. Yes."]
-    drop_cap = paragraphs_of(nb, (46, 80, "T", 24.0), (60, 80, "he mill"))
-    assert not drop_cap[1] and "he mill" in drop_cap[0][-1]
+
+
+def test_a_large_letter_knows_whether_it_is_a_word(nb):
+    def first_line(letter, text, known):
+        lines = [line_of(46, 70, letter, 26.0), line_of(62, 75, text), line_of(62, 87, "and the second line")]
+        lines[0].x1, lines[0].base = 60, 97
+        return nb.lower_capitals(lines, 10, set(known))[0]
+
+    assert first_line("T", "he mill", {"mill", "the", "he"}).text == "The mill"
+    assert first_line("A", "heron came", {"heron", "came"}).text == "A heron came"
+    assert first_line("A", "heron came", set()).x0 == 46
 
 
 def body_page(number, *extra):
@@ -517,7 +811,7 @@ def body_page(number, *extra):
 
 def test_clean_pages_counts_what_it_takes_out(nb):
     pages = [page_of((100, 200, "A Title"), (100, 230, "by Somebody"), number=1)]
-    pages += [page_of((46, 40, "The Book"), *long_lines(20, k), (46, 440, "\x021\x03 A small note.", 8.0),
+    pages += [page_of((46, 40, "The Book"), *long_lines(20, k), (46, 440, "\ufdd01\ufdd1 A small note.", 8.0),
                       (170, 505, str(k)), number=k) for k in range(2, 6)]  # fmt: skip
     cleaned = list(nb.clean_pages(pages))
     assert cleaned[0]["text"] == "" and cleaned[0]["removed"] == {"title pages": 4}
@@ -581,6 +875,8 @@ def test_words_are_counted_where_there_are_no_spaces_too(nb, text, count):
         ({"pages": 3, "words": 90, "letters": 1000, "broken": 30}, "broken encoding: 3% of its characters"),
         ({"pages": 3, "words": 90, "letters": 1000, "right to left": 300}, None),
         ({"pages": 3, "words": 90, "letters": 1000, "right to left": 301}, "right-to-left script"),
+        ({"pages": 3, "words": 90, "letters": 1000, "unspaced": 301}, "a script without spaces or full stops (Thai"),
+        ({"pages": 3, "words": 0, "letters": 0, "vertical": 300}, "vertical type"),
         ({}, "no text in it"),
     ],
 )
@@ -666,7 +962,7 @@ def shelf(nb, tmp_path_factory):
         ('it\'s a “quoted” "name" 🐝 .pdf', "used"),
         ("short.pdf", "used, though shorter than one chunk"),
         ("control.pdf", "used, though shorter than one chunk"),
-        ("huge page.pdf", "used, though damaged, what could be mended is read"),
+        ("huge page.pdf", "used"),
         ("whole.pdf", "used"),
     ],
 )
@@ -676,16 +972,15 @@ def test_the_report_says_of_every_file_whether_it_is_used_and_why_not(shelf, nam
 
 def test_every_file_has_one_line_in_the_report_and_every_fault_is_one_line(shelf):
     assert len(shelf) == 22 and all(row["author"] == "Ann" for row in shelf.values())
-    assert all("\n" not in row["verdict"] and len(row["verdict"]) < 120 for row in shelf.values())
+    assert all("\n" not in row["verdict"] and len(row["verdict"]) < 170 for row in shelf.values())
 
 
 @pytest.mark.parametrize("name", ["cut.pdf", "garbage.pdf"])
 def test_what_a_damaged_file_still_holds_is_used_and_the_loss_shows(nb, shelf, name):
     row, whole = shelf[name], shelf["whole.pdf"]
-    assert row["verdict"].startswith(("used", "LEFT OUT: "))
+    assert row["verdict"].startswith(("used, though damaged on page ", "LEFT OUT: "))
     assert row["words kept"] < whole["words kept"] == 1200
     if row["verdict"].startswith("used"):
-        assert row["blank"] >= 1 and row["with text"] + row["blank"] == row["pages"] == 6
         texts = [page["text"] for page in nb.load_pages(whole["book"])]
         assert all(any(text.startswith(page["text"]) for text in texts) for page in nb.load_pages(row["book"]))
 
@@ -711,11 +1006,9 @@ def test_when_no_book_can_be_used_every_file_is_named_with_its_reason(nb, setup_
     (tmp_path / "Ann" / "empty.pdf").write_bytes(b"")
     (tmp_path / "Ann" / "letter.pdf").write_bytes(b"Dear reader")
     books = [row["book"] for row in rows_of(nb, tmp_path).values()]
-    from notebook_code import code_cells
-
-    source = next(source for source in code_cells(notebook_03) if "def report_row" in source)
+    source = next(source for source in code_cells(notebook_03) if "used = [book for book in books" in source)
     with pytest.raises(nb.NotebookError) as caught:
-        exec(source, {**setup_03, "books": books, "display": lambda table: None})
+        exec(source, {**setup_03, "books": books, "show_table": lambda *table: None, "ROOT": tmp_path})
     assert "Ann/empty.pdf: an empty file." in str(caught.value) and "Ann/letter.pdf: not a PDF" in str(caught.value)
 
 
@@ -769,7 +1062,7 @@ def test_an_unchanged_book_is_not_read_again_and_a_changed_one_is(nb, patch, tmp
     changed = rows_of(nb, tmp_path / "Books")
     assert sorted(calls) == ["one.pdf", "two.pdf", "two.pdf"]
     assert nb.load_pages(changed["two.pdf"]["book"])[0]["text"] == prose(200, "changed")
-    patch(READER=2)
+    patch(READER=nb.READER + 1)
     rows_of(nb, tmp_path / "Books")
     assert len(calls) == 5
 
@@ -801,7 +1094,7 @@ def test_scripts_links_and_embedded_files_are_not_followed(nb, tmp_path):
 
     (cleaned,), events = nb.in_own_process(watched)
     assert cleaned["text"] == prose(100, 1)
-    assert ("open", str(path)) in [event[:2] for event in events]
+    assert ["open", str(path)] in [event[:2] for event in events]
     followed = ("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "webbrowser.", "urllib.")
     assert not [event for event in events if event[0].startswith(followed)]
     assert not [event for event in events if event[0] == "open" and set(event[2]) & set("wax+")]
@@ -855,12 +1148,13 @@ def test_word_agreement(nb, tmp_path):
 @pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
 def test_a_split_is_contiguous_and_puts_no_page_on_both_sides(nb, length, share):
     pages = [{"number": number} for number in range(1, length + 1)]
-    each = round(share * length / 2)
+    ranges = nb.HELD_OUT_RANGES if length // nb.HELD_OUT_RANGES > 2 else 0
+    each = max(1, round(share * length / nb.HELD_OUT_RANGES))
     for name in ("a.pdf", "b.pdf", "c.pdf", "sub/d.pdf", "é 🐝.pdf"):
         stretches = nb.split_book(pages, share, name)
         assert [page for _, stretch in stretches for page in stretch] == pages
         held = [stretch for side, stretch in stretches if side]
-        assert [len(stretch) for stretch in held] == ([each, each] if each else [])
+        assert [len(stretch) for stretch in held] == [each] * ranges
         assert all(a != b for (a, _), (b, _) in zip(stretches, stretches[1:], strict=False)) and not stretches[0][0]
         assert stretches == nb.split_book(pages, share, name)
     assert length < 41 or nb.split_book(pages, share, "a.pdf") != nb.split_book(pages, share, "b.pdf")
@@ -869,10 +1163,30 @@ def test_a_split_is_contiguous_and_puts_no_page_on_both_sides(nb, length, share)
 def test_short_books_are_for_training_and_named_ones_held_out(nb, patch):
     pages = [{"number": number} for number in range(1, 8)]
     assert nb.split_book(pages, 0.2, "a.pdf") == [(False, pages)]
-    assert nb.split_book(pages * 2, 0.01, "a.pdf") == [(False, pages * 2)]
+    assert nb.split_book(pages * 3, 0, "a.pdf") == [(False, pages * 3)]
     patch(HELD_OUT_BOOKS=["a.pdf"])
-    assert nb.split_book(pages * 4, 0.2, "a.pdf") == [(True, pages * 4)]
-    assert len(nb.split_book(pages * 4, 0.2, "b.pdf")) == 5
+    held = nb.split_book(pages * 4, 0.2, "a.pdf")
+    assert [side for side, _ in held] == [True] * nb.HELD_OUT_RANGES and sum(
+        (part for _, part in held), []
+    ) == pages * 4
+    assert nb.split_book(pages * 4, 0.2, "b.pdf") == [(False, pages * 4)]  # the others are trained whole
+
+
+def held_out_cell(notebook_03):
+    return next(source for source in code_cells(notebook_03) if "HELD_OUT_BOOKS or PAGES names" in source)
+
+
+@pytest.mark.parametrize("change", [{"HELD_OUT_BOOKS": ["Eté.pdf"]}, {"PAGES": {"gone.pdf": "1-3"}}])
+def test_a_name_that_matches_no_book_is_an_error(nb, setup_03, notebook_03, tmp_path, change):
+    (tmp_path / unicodedata.normalize("NFD", "Été.pdf")).write_bytes(b"1")
+    space = {**setup_03, "ROOT": tmp_path, "BOOKS": "", "HELD_OUT_BOOKS": [], "PAGES": {}}
+    with pytest.raises(nb.NotebookError, match="there is no such book. The books are: Été.pdf"):
+        exec(held_out_cell(notebook_03), space | change)
+    space |= {"HELD_OUT_BOOKS": [unicodedata.normalize("NFD", "Été.pdf")], "PAGES": {"Été.pdf": "3–9"}}
+    exec(held_out_cell(notebook_03), space)
+    assert space["HELD_OUT_BOOKS"] == ["Été.pdf"] and space["PAGES"] == {"Été.pdf": "3-9"}
+    with pytest.raises(nb.NotebookError, match="must be a first and a last page"):
+        exec(held_out_cell(notebook_03), space | {"PAGES": {"Été.pdf": "all"}})
 
 
 @pytest.mark.parametrize(
@@ -975,6 +1289,12 @@ def test_a_section_begins_with_its_heading(nb):
     assert chunks[1]["title"] == "Mill" and not chunks[1]["held"]
 
 
+def test_words_where_there_are_no_spaces_are_signs_in_every_count(nb):
+    assert nb.words_of("Don’t, 我们 read カタ3!") == ["don’t", "我", "们", "read", "カ", "タ", "3"]
+    assert len(nb.ngrams("我们在这里写一本书")) == 2
+    assert nb.longest_run(nb.words_of("他们在这里写书"), f" {' '.join(nb.words_of('我们在这里写一本书'))} ") == 5
+
+
 def test_ngrams(nb):
     assert nb.ngrams("One, two – THREE four!", 3) == {("one", "two", "three"), ("two", "three", "four")}
     assert nb.ngrams("too short") == set() and nb.ngrams("") == set()
@@ -1039,104 +1359,133 @@ def test_no_answer_of_the_course_was_written_by_anybody_else(nb):
 
 
 def test_longest_run(nb):
-    reference = SequenceMatcher(None, [], "the old mill stood by the old sea".split(), autojunk=False)
+    reference = " the old mill stood by the old sea "
     assert nb.longest_run("so the old mill fell".split(), reference) == 3
     assert nb.longest_run("nothing here".split(), reference) == 0 and nb.longest_run([], reference) == 0
     assert nb.longest_run("by the old sea".split(), reference) == 4
+    assert nb.longest_run("he old".split(), reference) == 1  # whole words only
+
+
+def test_longest_run_agrees_with_a_slow_search(nb):
+    for seed in range(30):
+        chance = random.Random(seed)
+        text, words = chance.choices(WORDS[:6], k=200), chance.choices(WORDS[:6], k=40)
+        slow = max((length for length in range(41) for i in range(41 - length) for j in range(201 - length)
+                    if words[i : i + length] == text[j : j + length]), default=0)  # fmt: skip
+        assert nb.longest_run(words, f" {' '.join(text)} ") == slow
+
+
+FINAL = "<|channel|>final<|message|>"
 
 
 def test_signs_of_replies(nb):
-    loop = nb.reply_signs("The water does not mind. " * 3)
+    loop = nb.reply_signs(FINAL + "The water does not mind. " * 3 + "<|return|>")
     assert loop["looping"] and not loop["empty"] and loop["words"] == 15 and loop["words_a_sentence"] == 5
     assert not nb.reply_signs("The water does not mind. " * 2)["looping"]
     assert loop["type_token_ratio"] == pytest.approx(5 / 15) and loop["distinct_2"] == pytest.approx(5 / 14)
-    empty = nb.reply_signs("")
-    assert empty["empty"] and empty["words"] == empty["shared_8grams"] == empty["longest_verbatim_words"] == 0
-    assert nb.reply_signs("just four short words")["empty"] and not nb.reply_signs("now five words are here")["empty"]
     known = next(chunk["text"] for chunk in nb.chunks if not chunk["held"])
     signs = nb.reply_signs(known)
     assert signs["shared_8grams"] == 1 and signs["longest_verbatim_words"] == signs["words"] == len(nb.words_of(known))
-    assert (
-        nb.reply_signs("Zebras quietly reorganised seventeen bureaucratic zeppelins last Thursday.")["shared_8grams"]
-        == 0
-    )
+    strange = "Zebras quietly reorganised seventeen bureaucratic zeppelins last Thursday."
+    assert nb.reply_signs(strange)["shared_8grams"] == 0
     varied = " ".join(f"w{k}x" for k in range(50))
     assert nb.reply_signs(varied)["type_token_ratio"] == nb.reply_signs(varied)["distinct_2"] == 1
     twice = " ".join([*(f"w{k}x" for k in range(20))] * 3)  # repeats at a distance that the window does not see
     assert nb.reply_signs(twice)["type_token_ratio"] == 1 and nb.reply_signs(twice)["looping"]
-    late = nb.reply_signs(varied + " same" * 30)
-    assert 0.5 < late["type_token_ratio"] < 0.8 and late["looping"]
 
 
-def judged(
-    nb, change=(-0.1, -0.05), longest=5, shared=0.0, variety=1.0, looping=0.0, empty=0.0, training=(3,), held=(3,)
-):
-    """Return {"learned", "memorised", "collapsed": bool} of made-up metrics, the base's being 0.8 and 0.1."""
+@pytest.mark.parametrize(
+    ("reply", "empty", "thought", "text"),
+    [
+        ("<|channel|>analysis<|message|>I think and think", False, True, ""),
+        ("<|channel|>analysis<|message|>So.<|end|><|start|>assistant" + FINAL + "The mill.<|return|>", False, False, "The mill."),
+        ("<|channel|>analysis<|message|>So.<|end|><|start|>assistant" + FINAL + "<|return|>", True, False, ""),
+        (FINAL + "The mill was", False, False, "The mill was"),
+        (FINAL + "<|return|>", True, False, ""),
+        ("<|return|>", True, False, ""),
+        ("No channel at all.<|return|>", False, False, "No channel at all."),
+        ("", True, False, ""),
+        ("<|channel|>" * 900, True, False, ""),
+    ],
+)  # fmt: skip
+def test_an_empty_reply_is_told_from_one_that_is_still_thinking(nb, reply, empty, thought, text):
+    signs = nb.reply_signs(reply)
+    assert (signs["empty"], signs["only thought"], signs["reply"]) == (empty, thought, text)
+
+
+def judged(nb, change=(-0.1, -0.05), beyond=-0.01, name=0.01, length=-0.1, longest=5, shared=0.0, variety=1.0,
+           looping=0.0, empty=0.0, training=(3,), held=(3,)):  # fmt: skip
+    """Return the set of what the verdict holds true of made-up metrics, the base's being 0.8 and 0."""
     before = {name: {"value": 0.8} for name in ("type_token_ratio", "distinct_2")}
     before |= {name: {"value": 0.0} for name in ("looping_replies", "empty_replies")}
     after = {
-        "bits_per_byte_change": {"value": change[0], "low": change[0] * 2, "high": change[1], "n": 10},
+        "bits_per_byte_change": {"value": change[0], "low": change[0] * 2, "high": change[1], "n": 8},
+        "change_beyond_control": {"value": beyond - 0.01, "low": -0.2, "high": beyond, "n": 8},
+        "name_effect_beyond_base": {"value": name + 0.01, "low": name, "high": 0.2, "n": 8},
+        "sentence_length_distance_change": {"value": length, "low": -1.0, "high": 1.0, "n": 10},
         "longest_verbatim_words": {"value": 3.0, "longest": longest}, "shared_8grams": {"value": shared},
         "type_token_ratio": {"value": 0.8}, "distinct_2": {"value": 0.8 * variety},
         "looping_replies": {"value": looping}, "empty_replies": {"value": empty},
     }  # fmt: skip
-    found = nb.verdict(before, after, {"training": list(training), "held out": list(held)})
-    assert all(reason for _, reason in found.values())
-    return {name for name, (true, _) in found.items() if true}
+    parts, found = nb.verdict(before, after, {"training": list(training), "held out": list(held)}, nb.VERDICT_AT)
+    assert len(parts) == 8 and all(len(part) == 4 for part in parts)
+    return {name for name, true in found.items() if true}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, {"learned"}),
-        ({"change": (-0.03, -0.001)}, {"learned"}),
+        ({}, {"easier", "voice"}),
+        ({"change": (-0.03, -0.001)}, {"easier", "voice"}),
         ({"change": (-0.0299, -0.001)}, set()),
         ({"change": (-0.1, 0.0)}, set()),
         ({"change": (0.05, 0.09)}, set()),
-        ({"longest": 19}, {"learned"}),
-        ({"longest": 20}, {"learned", "memorised"}),
-        ({"training": (3, 20)}, {"learned", "memorised"}),
-        ({"training": (), "held": (50,)}, {"learned"}),
-        ({"shared": 0.05}, {"learned"}),
-        ({"shared": 0.0501}, {"learned", "memorised"}),
-        ({"variety": 0.81}, {"learned"}),
-        ({"variety": 0.79}, {"learned", "collapsed"}),
-        ({"looping": 0.2}, {"learned"}),
-        ({"looping": 0.3}, {"learned", "collapsed"}),
-        ({"empty": 0.3}, {"learned", "collapsed"}),
+        ({"beyond": 0.0}, {"easier"}),
+        ({"beyond": 0.02}, {"easier"}),
+        ({"name": 0.0}, {"easier"}),
+        ({"name": -0.02}, {"easier"}),
+        ({"length": 0.0}, {"easier"}),
+        ({"length": 0.3}, {"easier"}),
+        ({"longest": 19}, {"easier", "voice"}),
+        ({"longest": 20}, {"easier", "voice", "memorised"}),
+        ({"training": (3, 20)}, {"easier", "voice", "memorised"}),
+        ({"training": (), "held": (50,)}, {"easier", "voice"}),
+        ({"shared": 0.05}, {"easier", "voice"}),
+        ({"shared": 0.0501}, {"easier", "voice", "memorised"}),
+        ({"variety": 0.81}, {"easier", "voice"}),
+        ({"variety": 0.79}, {"easier", "voice", "collapsed"}),
+        ({"looping": 0.2}, {"easier", "voice"}),
+        ({"looping": 0.3}, {"easier", "voice", "collapsed"}),
+        ({"empty": 0.3}, {"easier", "voice", "collapsed"}),
         ({"change": (0.0, 0.1), "longest": 40, "variety": 0.1}, {"memorised", "collapsed"}),
-        ({"longest": 40, "empty": 1.0}, {"learned", "memorised", "collapsed"}),
     ],
 )
 def test_the_verdict_at_its_thresholds(nb, changes, expected):
     assert judged(nb, **changes) == expected
 
 
-def test_a_base_that_loops_too_is_no_collapse(nb):
-    before = {"type_token_ratio": {"value": 0.1}, "distinct_2": {"value": 0.0}, "looping_replies": {"value": 1.0},
-              "empty_replies": {"value": 0.0}}  # fmt: skip
-    after = {**before, "bits_per_byte_change": {"value": 0.0, "low": 0, "high": 0, "n": 1},
-             "shared_8grams": {"value": 0}, "longest_verbatim_words": {"longest": 0}}  # fmt: skip
-    found = nb.verdict(before, {**after, "distinct_2": {"value": 0.1}}, {"training": [0]})
-    assert not any(true for true, _ in found.values())
+def test_an_interval_is_the_same_every_time_and_needs_two_things(nb):
+    values = np.array([1.0, 2, 3, 4, 10])
+    figure = nb.interval(lambda i: values[i].mean(-1), 5)
+    assert figure == nb.interval(lambda i: values[i].mean(-1), 5) and figure["value"] == 4 and figure["n"] == 5
+    assert 1 < figure["low"] < 4 < figure["high"] < 10
+    assert nb.interval(lambda i: values[i].mean(-1), 1) == {"value": 1.0, "n": 1, "low": None, "high": None}
 
 
-def test_draws_are_the_same_every_time(nb):
-    drawn = nb.draws(7)
-    assert drawn.shape == (4000, 7) and drawn.min() == 0 and drawn.max() == 6 and (drawn == nb.draws(7)).all()
-    assert len({tuple(row) for row in nb.draws(20).tolist()}) > 3900
-
-
-def test_bits_per_byte_weighs_pages_by_their_length(nb):
+def test_bits_per_byte_weighs_texts_by_their_length(nb):
     figure = nb.bits_per_byte(np.array([[100.0, 100], [3000.0, 1000]]))
     assert figure["value"] == pytest.approx(3100 / 1100, abs=1e-4) and figure["n"] == 2
     assert figure["low"] == 1 and figure["high"] == 3
-    alike = nb.bits_per_byte(np.array([[200.0, 100], [400.0, 200], [50.0, 25]]))
-    assert alike == {"value": 2.0, "n": 3, "low": 2.0, "high": 2.0}
-    assert nb.bits_per_byte(np.array([[200.0, 100]])) == {"value": 2.0, "n": 1, "low": 2.0, "high": 2.0}
 
 
-def test_a_change_is_measured_page_against_page(nb):
+def test_ranges_and_not_pages_are_drawn(nb):
+    counted = np.array([[10.0, 5], [20, 5], [30, 10], [40, 10]])
+    sums = nb.by_range(counted, ["b", "a", "b", "a"])
+    assert sums.tolist() == [[40, 15], [60, 15]] and nb.bits_per_byte(sums)["n"] == 2
+    assert nb.bits_per_byte(counted)["value"] == nb.bits_per_byte(sums)["value"]
+
+
+def test_a_change_is_measured_text_against_text(nb):
     generator = np.random.default_rng(1)
     before = np.stack([generator.uniform(500, 5000, 30), np.full(30, 1000.0)], 1)
     after = before * [0.9, 1]
@@ -1144,6 +1493,67 @@ def test_a_change_is_measured_page_against_page(nb):
     assert nb.relative_change(before, before)["value"] == 0
     mixed = nb.relative_change(before, before * np.where(np.arange(30) % 2, 0.8, 1.2)[:, None])
     assert mixed["low"] < mixed["value"] < mixed["high"] and mixed["low"] < 0 < mixed["high"]
+
+
+def test_a_change_beyond_the_control_needs_the_control_to_change_less(nb):
+    generator = np.random.default_rng(2)
+    own, control = (np.stack([generator.uniform(900, 1100, n), np.full(n, 500.0)], 1) for n in (8, 10))
+    both = nb.change_beyond((own, own * [0.9, 1]), (control, control * [0.9, 1]))
+    assert both["value"] == pytest.approx(0, abs=1e-9) and both["n"] == 8
+    alone = nb.change_beyond((own, own * [0.9, 1]), (control, control))
+    assert alone["high"] < 0 and alone["value"] == pytest.approx(-0.1)
+
+
+def test_the_logits_of_a_page_come_in_pieces_and_give_the_same_bits(nb, patch, tokenizers):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = tokenizers["gpt-oss"]
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
+                                         num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)).eval()  # fmt: skip
+    patch(model=model, tokenizer=tokenizer, FastLanguageModel=SimpleNamespace(for_inference=lambda model: model))
+    text, context = prose(500, 1), tokenizer("Before that.", add_special_tokens=False).input_ids
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(ids) > 512  # three pieces
+    for before in ([], context):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([before + ids])).logits[0].float().log_softmax(-1)
+        start = len(before) or 1
+        wanted = (before + ids)[start:]
+        bits = -sum(logits[start - 1 + k, token].item() for k, token in enumerate(wanted)) / np.log(2)
+        ((found, size),) = nb.bits_of([(before, text)])
+        assert found == pytest.approx(bits, rel=1e-4) and size == len(tokenizer.decode(wanted).encode())
+
+
+def test_sentences_are_measured_as_ratios(nb, patch):
+    import pandas as pd
+
+    patch(own={"Ann": 20.0})
+    table = pd.DataFrame({"words_a_sentence": [40.0, 10.0, 20.0, 0.0], "author": ["Ann"] * 4})
+    assert nb.distances(table) == pytest.approx([np.log(2), np.log(2), 0, np.log(20)])
+
+
+def test_openings_are_taken_from_every_book_in_turn(nb, patch):
+    rows = [{"kind": "continue", "title": title, "messages": [{}, {}, {"content": f"{title} the true words"}]}
+            for title in ["A"] * 9 + ["B"] * 3]  # fmt: skip
+    asked = []
+    patch(conversations={"training": rows}, RECITED=6, model=None,
+          generate_replies=lambda model, tokenizer, prompts, budget: asked.append(len(prompts)) or [
+              FINAL + "x the true words<|return|>"] * len(prompts))  # fmt: skip
+    assert nb.recite("training") == [3] * 6 and asked == [6]
+    patch(generate_replies=lambda model, tokenizer, prompts, budget: [FINAL + "A the<|return|>"] * len(prompts))
+    assert sorted(nb.recite("training")) == [1, 1, 1, 2, 2, 2]  # three of each book
+
+
+def test_the_excerpt_is_from_the_middle_and_leaves_room_for_the_page(nb, patch):
+    title = nb.names[0][1]
+    text = nb.excerpt_of(title, 100)
+    own = [chunk["text"] for chunk in nb.chunks if not chunk["held"] and chunk["title"] == title]
+    assert own[len(own) // 2].startswith(text[:80]) and 60 <= nb.count_words(text) <= 160
+    patch(MAX_LENGTH=300)
+    context, page = nb.after_excerpt({"title": title, "text": prose(150, 1)})
+    assert len(context) + len(nb.tokenizer(page, add_special_tokens=False).input_ids) <= 300
 
 
 # The sample books
@@ -1160,7 +1570,7 @@ def test_the_samples_are_recovered_word_for_word(nb):
     assert len(nb.used) == 2
     for book in nb.used:
         share, differences = nb.word_agreement(markdown_of(book), nb.text_of(nb.load_pages(book))[0])
-        assert share >= 0.995, (book["file"], share, differences[:10])
+        assert share >= 0.999, (book["file"], share, differences[:10])
 
 
 def test_the_samples_have_what_makes_real_books_hard(nb):
@@ -1187,8 +1597,8 @@ def test_one_page_of_each_sample_has_two_columns(nb):
     for book in nb.used:
         split = 0
         for page in nb.read_pages(book["path"]):
-            left = sum(line[2] <= page["width"] / 2 for line in page["lines"])
-            right = sum(line[0] >= page["width"] / 2 for line in page["lines"])
+            left = sum(line.x1 <= page["width"] / 2 for line in page["lines"])
+            right = sum(line.x0 >= page["width"] / 2 for line in page["lines"])
             split += min(left, right) >= 15
         assert split == 1, book["file"]
 
@@ -1339,3 +1749,47 @@ def test_the_manifest_tells_what_was_typeset(typeset_again):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"] == files and manifest["recipe"] == typeset_books.recipe_hash()
     assert not list(folder.rglob("*.partial")) and len(list(folder.rglob("*.pdf"))) == 2
+
+
+# Real manuals
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", made_pdfs.MANUALS)
+def test_real_manuals_keep_their_words_and_lose_their_heads(nb, tmp_path, path):
+    """Against pdftotext, page by page; pages most of whose lines end in numbers are no body."""
+    if not os.path.exists(path) or not shutil.which("pdftotext"):
+        pytest.skip("apt-get install bash-doc gnuplot-doc zsh-doc poppler-utils")
+    pages = list(nb.clean_pages(nb.read_pages(path)))
+    kept = wanted = 0
+    for number, words in made_pdfs.bodies(path):
+        page = pages[number - 1]
+        ours = page["text"] + " " + " ".join(title for _, title in page["headings"])
+        kept += (Counter(words) & Counter(made_pdfs.words_in(ours))).total()
+        wanted += len(words)
+        assert not [part for part in page["text"].split("\n\n") if re.match(made_pdfs.MANUALS[path], part)], number
+    assert wanted > 50_000 and kept / wanted >= 0.97
+    assert sum(bool(page["removed"].keys() & {"index", "contents"}) for page in pages) > 10
+
+
+@pytest.mark.long
+def test_lightly_damaged_copies_of_a_real_manual_say_what_they_lost(nb):
+    """Ten places of a real file overwritten, forty times: no word is lost on a page that is not named."""
+    path = next(iter(made_pdfs.MANUALS))
+    if not os.path.exists(path):
+        pytest.skip("apt-get install bash-doc")
+    data = open(path, "rb").read()
+    whole = [len(page.get_text().split()) for page in pymupdf.open(path)]
+    for seed in range(40):
+        chance, copy = random.Random(seed), bytearray(data)
+        for _ in range(10):
+            start = chance.randrange(len(copy))
+            copy[start : start + 4] = chance.randbytes(4)
+        try:
+            document = pymupdf.open(stream=bytes(copy))
+        except Exception:
+            continue  # refused as a whole
+        for number, words in enumerate(whole[: len(document)], start=1):
+            page = nb.read_page(document, number)
+            found = sum(len(line.text.split()) for line in page["lines"]) + page["sideways"]
+            assert page["damaged"] or found >= 0.9 * words, (seed, number)

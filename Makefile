@@ -21,10 +21,10 @@ run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFI
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py
 
-test: setup ## all tests, the notebooks' rehearsals included (short ones where the processor has no bfloat16)
+test: setup ## all tests, with a short rehearsal of every notebook
 	@$(PYTHON_HERE) -m pytest tests
 
-test-long: setup ## the tests that take longer: whole rehearsals, killed set-ups and training, the full profile
+test-long: setup ## what takes longer: whole rehearsals, killed set-ups and training, the full profile
 	@REHEARSALS=whole $(PYTHON_HERE) -m pytest tests -m "long or whole"
 
 benchmark: setup ## measure speed, memory, learning rates and the full profile on this machine's GPU (hours)

@@ -3,8 +3,7 @@
     python benchmarks/seeds_04.py [1 2]
 
 Each seed is one run of the notebook itself, with the three methods on the main form. Their validation losses and exact
-matches go to benchmarks/results/seeds_04.json, which the notebook reads; a seed that is there already is replaced. The
-committed record holds two seeds of the sweep in learning_rates.json, made on an H100 and an H200.
+matches go to benchmarks/results/seeds_04.json, which the notebook reads; a seed that is there already is replaced.
 """
 
 import json

@@ -33,21 +33,17 @@ SHORT = {  # number of the notebook: what makes a rehearsal run every cell, chec
 
 
 def rehearsals():
-    """Return "whole" or "short": what REHEARSALS says, else short where the processor has no bfloat16.
-
-    Such a processor computes in 32 bits and needs three times as long: four whole rehearsals take over an hour.
-    """
-    chosen = os.environ.get("REHEARSALS", "")
-    if chosen not in ("", "whole", "short"):
+    """Return "short", or "whole" where REHEARSALS asks for whole ones: `make test-long` does, for over half an hour."""
+    chosen = os.environ.get("REHEARSALS", "short")
+    if chosen not in ("whole", "short"):
         raise pytest.UsageError(f'REHEARSALS is "{chosen}"; it can be "whole", "short" or unset.')
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return chosen or ("whole" if set(cpu.split()) & {"amx_bf16", "avx512_bf16", "bf16"} else "short")
+    return chosen
 
 
 def pytest_collection_modifyitems(items):
     """Skip what only a whole rehearsal can show where they are short; the committed run card is judged all the same."""
     if rehearsals() == "short":
-        reason = "short rehearsals (REHEARSALS=short, or no bfloat16): `make test-long` runs whole ones"
+        reason = "short rehearsals: `make test-long` runs whole ones"
         for item in items:
             if item.get_closest_marker("whole"):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -9,7 +9,7 @@ import types
 
 import pytest
 from conftest import NOTEBOOKS, PROJECT, lift
-from notebook_code import parameters_of
+from notebook_code import code_cells, parameters_of
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
 HEAVY = ("unsloth", "trl", "lingua", "trackio")
@@ -18,7 +18,7 @@ HEAVY = ("unsloth", "trl", "lingua", "trackio")
 def test_the_pdf_benchmark_runs_the_notebook_s_own_functions(tmp_path):
     command = [sys.executable, "benchmarks/pdf_pipeline.py", "--pages", "1000", "--skip-peers", "--output", tmp_path]
     finished = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert finished.returncode in (0, 1), finished.stderr[-2000:]
+    assert (tmp_path / "pdf_pipeline.json").exists(), finished.stderr[-2000:]
     record = json.loads((tmp_path / "pdf_pipeline.json").read_text())
     results = record["results"]
     assert finished.returncode == bool(record["over"]), finished.stderr[-2000:]
@@ -217,6 +217,17 @@ def test_a_run_in_full_shape_stays_within_a_plan_of_padded_rows(notebook_01):
     assert 1.0 <= predicted / card["phases"]["train ours"]["peak_bytes"] < 1.1
 
 
+@pytest.mark.parametrize("number", ["01", "03"])
+def test_on_a_gpu_a_plan_counts_padded_rows(number):
+    """The cell that plans a step: there 271 tokens are 384, and on a CPU they are 271."""
+    path = next(path for path in NOTEBOOKS if path.name.startswith(number))
+    source = next(source for source in code_cells(path) if "= plan_training(" in source)
+    for device, length in (("a GPU", 384), ("CPU", 271)):
+        space = {"DEVICE": device, "lengths": [100, 271], "MAX_LENGTH": 2048}
+        exec(source[source.index("longest =") : source.index("BATCH_SIZE, ")], space)
+        assert space["longest"] == length
+
+
 def test_the_notebooks_predict_what_a_model_takes(notebook_01):
     """weight_gib lies within 4 % of what every loaded model held on a GPU, packed or not."""
     import train_step
@@ -372,6 +383,7 @@ def test_train_step_rows():
     assert mixed <= 1 and sorted(map(str, ordered)) == sorted(map(str, rows))
 
 
+@pytest.mark.long
 def test_the_training_benchmark_makes_its_steps(tmp_path):
     """On a tiny shape the notebook's recipe is measured; one that needs a GPU says so, and the status tells."""
     command = [sys.executable, "benchmarks/train_step.py", "--tiny", "--models", "Qwen3-4B", "--steps", "1"]
@@ -390,21 +402,13 @@ def test_the_training_benchmark_makes_its_steps(tmp_path):
 
 
 def test_speeds_on_a_cpu_are_those_of_its_record():
-    """Tokens/s in the notebooks' cost tables and minutes in the README come from two sets of run cards."""
+    """Tokens/s in the notebooks' cost tables come from two sets of run cards."""
     record = json.loads((PROJECT / "benchmarks" / "results" / "rehearsals_cpu.json").read_text())
     sources = "".join(path.read_text() for path in NOTEBOOKS)
     for which, cards in record.items():
         speed = cards["01"]["tokens_trained"] / cards["01"]["phases"]["train ours"]["seconds"]
         words = "2 CPU cores with bfloat16" if which == "with bfloat16" else "2 CPU cores without"
         assert sources.count(f'SmolLM2-135M, {words}\\": {speed:.0f},') == 3
-    minutes = [round(card["phases"]["whole notebook"]["seconds"] / 60) for card in record["with bfloat16"].values()]
-    readme = (PROJECT / "README.md").read_text()
-    assert (
-        f"took {minutes[1]}, {minutes[2]} and {minutes[3]} minutes" in readme
-    )  # 01's card is of such a processor itself
-    memory = [f"{one['measured_bytes'] / 2**20:,.0f}" for one in
-              (record["with bfloat16"]["04"]["memory"][method] for method in ("lora", "qlora", "full"))]  # fmt: skip
-    assert f"{memory[0]}, {memory[1]} and {memory[2]} MiB" in readme
 
 
 @pytest.mark.long

@@ -172,6 +172,23 @@ def test_parquet_is_read_too(nb, tmp_path):
     assert len(nb.build_pool(nb.read_lines(tmp_path)[0], lambda row: nb.normalize_emoji(row, "en"))[0]) == 5
 
 
+def test_parquet_gives_the_rows_that_jsonl_gives(nb, tmp_path):
+    """A null is no text "nan", and lists within a row stay lists."""
+    import pandas as pd
+
+    rows = [{"instruction": "And 3?", "input": None, "output": "Four.", "history": [["One?", "Two."], ["2?", "3."]]},
+            {"instruction": "5?", "input": "Now.", "output": "Six.", "history": []}]  # fmt: skip
+    pd.DataFrame(rows).to_parquet(tmp_path / "mine.parquet")
+    read, _ = nb.read_lines(tmp_path / "mine.parquet")
+    assert [nb.normalize_alpaca(row) for row in read] == [nb.normalize_alpaca(row) for row in rows]
+    assert contents(nb.normalize_alpaca(read[0])) == ["One?", "Two.", "2?", "3.", "And 3?", "Four."]
+
+
+def test_a_line_nested_too_deeply_costs_that_line(nb, tmp_path):
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + '\n{"a": 1}\n')
+    assert nb.read_lines(tmp_path / "deep.jsonl") == ([{"a": 1}], {"not JSON": 1})
+
+
 def test_a_source_that_is_not_there_is_one_sentence(nb):
     with pytest.raises(nb.NotebookError, match="SOURCES names data/nothing.jsonl for mawps"):
         nb.read_source("mawps", "data/nothing.jsonl", "", "")
@@ -397,7 +414,7 @@ def test_usable_replies(nb):
     assert nb.read_reply(f"1, 2, 3, 4, 5, 6, 7, 8. Then 1000000.{end}", end)["usable"]
     assert nb.read_reply(f"Fine. 🙂{end}{end}{end}", end) == nb.read_reply(f"Fine. 🙂{end}", end)  # a GPU's padding
     for bad in ("", end, "It never ends", f"🎉🎉🎉🎉🎉🎉{end}", f"a cat and a cat and a cat and a cat and a cat and a cat{end}",
-                f"Well<think> then{end}", f"one<|im_start|>user{end}"):  # fmt: skip
+                f"Well<think> then{end}", f"Bonjour <tool_call> ami{end}", f"one<|im_start|>user{end}"):  # fmt: skip
         assert not nb.read_reply(bad, end)["usable"], bad
 
 
@@ -534,6 +551,15 @@ def test_typed_control_tokens_are_refused_and_counted(nb):
     assert len(dataset) == 1 and dropped == {"control token typed in the text": 1}
     with pytest.raises(nb.NotebookError, match="No row is left to train on"):
         nb.tokenize_rows([row])
+    tool = nb.pools["tool_calls"][0]
+    called = next(message for message in tool["messages"] if message["tool_calls"])
+    spoilt = [
+        m | {"tool_calls": m["tool_calls"].replace('"id"', '"<|im_end|>"')} if m is called else m
+        for m in tool["messages"]
+    ]
+    described = tool["tools"].replace("description", "<|im_start|>", 1)
+    for row in (tool | {"messages": spoilt}, tool | {"tools": described}):
+        assert nb.tokenize_rows([row, good])[1] == {"control token typed in the text": 1}
 
 
 # Numbers in replies as Qwen writes them
@@ -710,7 +736,7 @@ def test_paired_shares_are_mcnemar_s(nb):
     assert nb.paired(before, after[:10])["n"] == 10
 
 
-def test_amounts_are_compared_by_a_paired_bootstrap(nb):
+def test_amounts_are_compared_by_exchanging_pairs(nb):
     import numpy as np
     import pandas as pd
 
@@ -719,6 +745,11 @@ def test_amounts_are_compared_by_a_paired_bootstrap(nb):
     assert close["p"] < 0.01 and close["low"] > 0.3
     none = nb.paired(pd.Series(noise), pd.Series(np.random.default_rng(2).normal(size=40)), amounts=True)
     assert none["p"] > 0.05 and none["low"] < 0 < none["high"]
+    before, after = pd.Series([0.0] * 9), pd.Series([1.0, 2, 3, 4, 5, 0, 0, 0, 0])
+    few = nb.paired(before, after, amounts=True)
+    assert few["p"] == 2 / 2**5  # five pairs that differ: what the signs can show and no more
+    one = nb.paired(before[:1], after[:1], amounts=True)
+    assert (one["n"], one["p"], one["low"], one["high"]) == (1, 1.0, 1.0, 1.0)
 
 
 def test_perplexities_are_compared_on_the_same_rows(nb):
@@ -731,6 +762,7 @@ def test_perplexities_are_compared_on_the_same_rows(nb):
     result = nb.paired_perplexity(before, after)
     assert abs(result["after"] / result["before"] - np.exp(-0.1)) < 1e-6 and result["gained"] == 20
     assert result["low"] <= np.exp(-0.1) + 1e-6 and result["p"] < 0.01
+    assert nb.paired_perplexity(before[:4], after[:4])["p"] == 2 / 2**4
 
 
 def test_holm_and_the_sentences(nb, capsys):
@@ -786,7 +818,7 @@ def test_sharegpt(nb):
     assert len(pool) == 1 and sum(reasons.values()) == 2
 
 
-def test_reasoning_is_learnt_where_the_template_has_a_place_for_it(nb):
+def test_reasoning_is_learnt_where_the_template_has_a_place_for_it(nb, setup_02, monkeypatch):
     hybrid = {"chat_template": nb.CHAT_TEMPLATES["qwen-3"][0]}
     think = nb.masked(nb.thinking_row, False, **hybrid)
     without = nb.masked(nb.normalize_alpaca({"instruction": "2 + 3?", "output": "5."}), False, **hybrid)
@@ -797,6 +829,11 @@ def test_reasoning_is_learnt_where_the_template_has_a_place_for_it(nb):
         counts = nb.check_masks(nb.Dataset.from_list([row]), nb.tokenizer, nb.instruction, nb.response)
         assert counts["missing"] == counts["extra"] == 0
     assert nb.thought_counts([nb.thinking_row]) == (1, 0)
+    monkeypatch.setitem(setup_02, "LEARN_TURNS", "all")  # but an earlier turn whose thought is gone
+    kept, _ = nb.tokenize_rows(
+        [nb.thinking_row | {"messages": nb.thinking_row["messages"] * 2}, nb.two_turns], **hybrid
+    )
+    assert kept["every_turn"][:] == [False, True]
     assert nb.row_faults({"messages": [ASK, {**REPLY, "reasoning_content": "Let me greet."}]}, nb.tokenizer) == []
 
 

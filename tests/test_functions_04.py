@@ -297,12 +297,27 @@ def test_the_plan_for_cards(nb, changed, card_gib, in_4bit, methods, full_format
 
 
 def test_what_cannot_run_is_skipped_with_a_sentence(nb, changed, capsys):
-    changed(RUNS=["lora main", "qlora main"])
+    changed(RUNS=["lora main", "qlora main"], MERGE=False)
     stages = [("base, 4 bits, 40 prompts at once", 9e9, True), ("lora", 3e10, False), ("qlora", 1.2e10, True)]
-    assert nb.show_plan(stages, 2.4e10) == [("qlora", "main")]
+    assert nb.show_plan(nine_billion(), stages, 2.4e10) == [("qlora", "main")]
     assert "no: left out" in capsys.readouterr().out
     with pytest.raises(nb.NotebookError, match="every method, needs more memory than is free"):
-        nb.show_plan([stages[0], stages[1], ("qlora", 3e10, False)], 2.4e10)
+        nb.show_plan(nine_billion(), [stages[0], stages[1], ("qlora", 3e10, False)], 2.4e10)
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_anything_is_loaded(nb, changed, monkeypatch):
+    """9.24 billion weights: a result and a merged copy in 16 bits, twice weights and optimiser in 16 and 8 bits."""
+    changed(
+        RUNS=["full main"], FULL_FORMAT="16-bit, stochastic rounding", MERGE=True, DEVICE="a GPU", HALF="bf16", WIDE=2
+    )
+    every = sum(shape.numel() for shape in nb.shapes_of(nine_billion()).values())
+    needed = nb.disk_bytes(nine_billion(), [("full", "main")], "16-bit, stochastic rounding")
+    assert needed == 2 * every * 2 + 2 * every * (2 + 2)
+    assert nb.disk_bytes(nine_billion(), [("lora", "main")], None) == 2 * every  # the merged copy
+    stages = [("base, 16 bits, 40 prompts at once", 2e10, True), ("full", 6e10, True)]
+    monkeypatch.setattr(nb.shutil, "disk_usage", lambda _: SimpleNamespace(free=29e9))
+    with pytest.raises(nb.NotebookError, match=f"take up to {needed / 2**30:.1f} GiB and the disk has 27.0 GiB free"):
+        nb.show_plan(nine_billion(), stages, 8e10)
 
 
 def test_small_steps_survive_stochastic_rounding_and_not_plain_bf16(nb):

@@ -50,12 +50,22 @@ def test_json_became_valid(whole_card):
     assert finding(whole_card, "base → tuned: json_valid")["verdict"] == "better"
 
 
-def test_what_was_forgotten_came_back(whole_card):
-    """The mixture alone loses languages, beyond chance; replay brings them back: the verdict is computed."""
-    assert finding(whole_card, "base → mixture alone: language_retention")["verdict"] == "worse"
-    assert finding(whole_card, "mixture alone → tuned: language_retention")["verdict"] == "better"
-    assert whole_card["forgetting"].startswith("The mixture alone lost the question's language")
-    assert " Replay brought " in whole_card["forgetting"]
+def test_the_verdict_on_forgetting_is_that_of_the_pairs(whole_card):
+    """What the mixture alone lost and what replay brought back: two paired tests, two sentences; in the end no loss."""
+    lost = finding(whole_card, "base → mixture alone: language_retention")
+    back = finding(whole_card, "mixture alone → tuned: language_retention")
+    first = {
+        "worse": f"The mixture alone lost the question's language on {lost['lost']:.0f} prompts",
+        "better": "The mixture alone lost no language; it gained.",
+        "not decided": f"Nothing was lost that {lost['n']:.0f} prompts can show.",
+    }[lost["verdict"]]
+    second = {
+        "better": f" Replay brought {back['gained']:.0f} prompts back and lost {back['lost']:.0f}.",
+        "worse": " Replay made it worse.",
+        "not decided": f" With replay {back['gained']:.0f} more and {back['lost']:.0f} fewer prompts",
+    }[back["verdict"]]
+    assert whole_card["forgetting"].startswith(first) and second in whole_card["forgetting"]
+    assert finding(whole_card, "base → tuned: language_retention")["verdict"] != "worse"
 
 
 def test_findings_are_corrected_for_their_number(whole_card):

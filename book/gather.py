@@ -125,15 +125,14 @@ class Book:
         return self.link(number, text=self.markdown(number)[0].splitlines()[0].removeprefix("# "))
 
     def time(self, number):
-        """Minutes and memory of the run whose outputs the chapter shows."""
+        """Minutes, memory and date of the run whose outputs the chapter shows."""
         card = self.run_card(number)
         if card is None:
             return "not stated: this edition was made from a notebook without a run card"
         minutes = max(1, round(card["phases"]["whole notebook"]["seconds"] / 60))
         peak = max(phase["peak_bytes"] for phase in card["phases"].values()) / 2**30
-        return (
-            f"{minutes} minute{'s' * (minutes != 1)}, {peak:.1f} GiB at its peak ({card['profile']}, {card['device']})"
-        )
+        run = f"{card['profile']}, {card['device']}, begun on {card['started'][:10]}"
+        return f"{minutes} minute{'s' * (minutes != 1)}, {peak:.1f} GiB at its peak ({run})"
 
     def learn(self, number):
         """What the chapter says that its reader will learn."""

@@ -183,6 +183,9 @@ def test_the_pdf_has_bookmarks_contents_and_page_numbers(tmp_path, gathered):
     for number, page in enumerate(pdf, start=1):
         foot = page.get_text(clip=(0, page.rect.height - 50, page.rect.width, page.rect.height)).strip()
         assert foot == ("" if number == 1 else str(number))
+        assert all(word[2] <= page.rect.width - 40 for word in page.get_text("words")), (
+            f"page {number} is cut at the right"
+        )
     contents = " ".join(" ".join(texts[1:3]).split())
     for level, title, page in pdf.get_toc():
         assert "".join(title.split()) in "".join(texts[page - 1].split()), title

@@ -308,4 +308,4 @@ if __name__ == "__main__":
     try:
         Book(sys.argv[1]).write(Path(sys.argv[2]))
     except BookError as error:
-        sys.exit(f"book: {error}")
+        sys.exit(str(error))

@@ -7,7 +7,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export GOMP_SPINCOUNT ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run page test test-long benchmark lab lint lock clean
+.PHONY: help setup run page book test test-long benchmark lab lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFI
 
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py
+
+book: ## the notebooks as a book in outputs/book: HTML that opens from the disk and, where there is Chromium, one PDF
+	@"$(BOOTSTRAP)" tools/book.py
 
 test: setup ## all tests, with a short rehearsal of every notebook
 	@$(PYTHON_HERE) -m pytest tests
@@ -40,7 +43,7 @@ lock: setup ## renew requirements.lock.txt from requirements.txt
 	@$(PYTHON_HERE) tools/lock.py
 
 clean: ## remove the environment and what the tools made in outputs/; says what stays
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
 	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true

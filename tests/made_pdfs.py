@@ -477,7 +477,9 @@ MANUALS = {  # real ones, from the Debian packages bash-doc, gnuplot-doc and zsh
 def bodies(path):
     """Yield (page number, its words by pdftotext, running heads left out); pages of lines that end in numbers are no body."""
     head = re.compile(MANUALS[path])
-    pages = subprocess.run(["pdftotext", path, "-"], capture_output=True, text=True).stdout.split("\f")
+    pages = (
+        subprocess.run(["pdftotext", path, "-"], capture_output=True, text=True).stdout.removesuffix("\f").split("\f")
+    )
     for number, text in enumerate(pages, start=1):
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         if sum(bool(re.search(r"[\s.]\d+$|^\d+$|^[ivxl]+$", line)) for line in lines) <= len(lines) / 3:

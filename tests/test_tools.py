@@ -191,6 +191,11 @@ def test_a_second_set_up_does_nothing_and_is_quick():
     assert time.monotonic() - started < 60  # a hang, not a budget: benchmarks/budgets.py measures
 
 
+def heed_interrupts():
+    """Undo, in a child, that a shell's background jobs ignore Ctrl-C: the tests may run in one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def clone(tmp_path):
     """A copy of the tree that git would clone, without the environment, at a path that is not plain."""
@@ -303,7 +308,7 @@ def test_pip_s_settings_are_handed_to_uv(tmp_path, monkeypatch):
 
 def test_a_set_up_that_is_interrupted_says_so_and_the_next_one_mends_it(clone):
     environment = small_lock(clone)
-    process = bootstrap_in(clone, environment, start_new_session=True)
+    process = bootstrap_in(clone, environment, start_new_session=True, preexec_fn=heed_interrupts)
     assert "Making the virtual environment" in process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
     _, error = process.communicate(timeout=60)
@@ -449,7 +454,9 @@ def test_an_interrupted_run_leaves_no_kernel_and_is_one_sentence(small_project, 
     number = tmp_path / "number"
     path = small_project("# 07 · Small", f"import os\nopen({str(number)!r}, 'w').write(str(os.getpid()))", code)
     command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), str(path)]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command, start_new_session=True, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     while not (number.exists() and number.read_text()):
         assert run.poll() is None
         time.sleep(0.1)

@@ -1,6 +1,6 @@
 """Training steps side by side: this course's recipe, the Cookbook's, and plain TRL with PEFT, at full shapes.
 
-    python benchmarks/train_step.py [--models Qwen3-4B gpt-oss-20b gemma-2-9b] [--recipes NAME …] [--profile NAME] [--tiny]
+    python benchmarks/train_step.py [--models Qwen3-4B gpt-oss-20b gemma-2-9b] [--recipes NAME …] [--profile NAME …] [--tiny]
 
 Weights are random: speed and memory do not depend on their values (the routing of gpt-oss's experts is then near
 uniform). Recipes that load the same model in the same way share a process; each goes through TRL's trainer, on two
@@ -9,7 +9,7 @@ sets of rows: `even`, every row as long as the limit, for tokens/s and the share
 tokens/s. After the warm-up the peak memory is reset; tokens/s is from the median step (`even`) or from all of them
 (`real`). A recipe that does not fit is recorded as such, and the next one is tried. After its recipes each process
 takes a few steps at other batches and lengths, for the peak memory alone (`memory` in the record). `--profile` names
-the recipe of which one step is taken apart, kernel by kernel.
+the recipes of which one step is taken apart, kernel by kernel.
 
 Useful operations are 4·N a token: the forward pass, and the gradients that reach the adapters. N counts the weights
 that a token is multiplied with: the output head, but not the table of embeddings, and of gpt-oss's experts only the
@@ -50,12 +50,17 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LOADS = {  # name: library, how the frozen weights are held, layers whose experts are adapted ("three": the Cookbook's)
     "plain NF4": ("plain", "NF4", "all"),
+    "plain NF4, eager attention": ("plain", "NF4", "all"),
     "plain bf16": ("plain", "16 bits", "all"),
     "Cookbook": ("cookbook", "16 bits", "three"),
     "4 bits": ("unsloth", "NF4", "all"),  # gpt-oss: as its 4-bit repository, one layer an expert
     "4 bits, three layers": ("unsloth", "NF4", "three"),
     "4 bits, fused, three layers": ("unsloth", "fused NF4", "three"),
+    "4 bits, compiled": ("unsloth", "NF4", "all"),
+    "4 bits, soft caps not compiled": ("unsloth", "NF4", "all"),
+    "4 bits, soft caps in FlexAttention": ("unsloth", "NF4", "all"),
     "MXFP4, three layers": ("unsloth", "MXFP4", "three"),
+    "MXFP4, three layers, embedding offloaded": ("unsloth", "MXFP4", "three"),
     "MXFP4": ("unsloth", "MXFP4", "all"),
     "MXFP4, attention": ("unsloth", "MXFP4", "none"),
     "bf16": ("unsloth", "16 bits", "all"),
@@ -74,6 +79,10 @@ RECIPES = {  # (model, recipe): how it is loaded, rows at a time (of full length
     ("gpt-oss-20b", "notebook, MXFP4, 16 rows"): ("MXFP4, three layers", 16, 16, True, "like lengths"),
     ("gpt-oss-20b", "notebook, MXFP4, no checkpointing"): ("MXFP4, three layers", 4, 16, False, "like lengths"),
     ("gpt-oss-20b", "notebook, MXFP4, one row"): ("MXFP4, three layers", 1, 1, True, "like lengths"),
+    ("gpt-oss-20b", "MXFP4, one row, embedding on the CPU"):
+        ("MXFP4, three layers, embedding offloaded", 1, 1, True, "like lengths"),
+    ("gpt-oss-20b", "MXFP4, 4 rows, embedding on the CPU"):
+        ("MXFP4, three layers, embedding offloaded", 4, 16, True, "like lengths"),
     ("gpt-oss-20b", "notebook, MXFP4, no checkpointing, padded to eights"):
         ("MXFP4, three layers", 4, 16, False, "like lengths, padded to eights"),
     ("gpt-oss-20b", "MXFP4, all experts"): ("MXFP4", 4, 4, True, "like lengths"),
@@ -86,11 +95,20 @@ RECIPES = {  # (model, recipe): how it is loaded, rows at a time (of full length
     ("gpt-oss-20b", "4 bits, fused, the Cookbook's layers"):
         ("4 bits, fused, three layers", 4, 4, True, "like lengths"),
     ("gemma-2-9b", "plain TRL + PEFT, NF4"): ("plain NF4", 4, 4, True, "random"),
+    ("gemma-2-9b", "plain TRL + PEFT, NF4, eager attention"): ("plain NF4, eager attention", 4, 4, True, "random"),
     ("gemma-2-9b", "notebook, NF4"): ("4 bits", 4, 4, True, "like lengths"),
+    ("gemma-2-9b", "notebook, NF4, 16 short rows"): ("4 bits", 8, 16, True, "like lengths"),
+    ("gemma-2-9b", "NF4, compiled"): ("4 bits, compiled", 4, 4, True, "like lengths"),
+    ("gemma-2-9b", "NF4, soft caps not compiled"): ("4 bits, soft caps not compiled", 4, 16, True, "like lengths"),
+    ("gemma-2-9b", "NF4, FlexAttention"): ("4 bits, soft caps in FlexAttention", 4, 16, True, "like lengths"),
+    ("gemma-2-9b", "NF4, FlexAttention, no checkpointing"):
+        ("4 bits, soft caps in FlexAttention", 4, 16, False, "like lengths"),
     ("gemma-2-9b", "notebook, bf16"): ("bf16", 4, 4, True, "like lengths"),
     ("gemma-2-9b", "notebook, bf16, no checkpointing"): ("bf16", 4, 4, False, "like lengths"),
     ("gemma-2-9b", "notebook, full fine-tuning"): ("full", 1, 1, True, "like lengths"),
 }  # fmt: skip
+NOT_COMPILED = {"TORCH_COMPILE_DISABLE": "1"}  # as notebook 04 sets it for Gemma without FlashAttention 2
+PLAIN_GEMMA = {("gemma-2-9b", load_name) for load_name in ("4 bits", "bf16", "full")}
 MEMORY = [(1, 1024, True), (1, 2048, True), (8, 2048, True), (1, 1024, False), (1, 2048, False), (2, 2048, False)]
 WARM_UP, MEASURED = 2, 6  # optimiser steps
 
@@ -174,6 +192,8 @@ def load(name, folder, limit):
     if library.startswith("unsloth"):
         from unsloth import FastLanguageModel
 
+        if "soft caps" in name:
+            exchange_soft_caps(name)
         full = library == "unsloth-full"
         model, tokenizer = FastLanguageModel.from_pretrained(
             model_name=str(folder),
@@ -183,6 +203,7 @@ def load(name, folder, limit):
             dtype=torch.bfloat16,
             use_gradient_checkpointing="unsloth",
             use_exact_model_name=True,
+            **({"offload_embedding": True} if "offloaded" in name else {}),
         )
         if full:
             return model, tokenizer
@@ -218,7 +239,7 @@ def load(name, folder, limit):
         dtype=torch.bfloat16,
         use_cache=False,
         device_map="auto" if torch.cuda.is_available() else None,
-        attn_implementation="eager" if library == "cookbook" else "sdpa",
+        attn_implementation="eager" if library == "cookbook" or "eager" in name else "sdpa",
         **options,
     )
     if in_4bit:
@@ -229,6 +250,37 @@ def load(name, folder, limit):
     else:
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=LINEAR, task_type="CAUSAL_LM")
     return get_peft_model(model, lora), AutoTokenizer.from_pretrained(folder)
+
+
+def exchange_soft_caps(how):
+    """Exchange Unsloth's compiled attention of Gemma 2: the same without the compiler, or PyTorch's FlexAttention.
+
+    FlexAttention is given the cap as a score modification and a causal block mask: no matrix of scores in memory.
+    Right for rows padded on the right, up to the sliding window of 4,096 tokens.
+    """
+    import unsloth.models.gemma2 as gemma2
+    from unsloth.kernels import flex_attention as kernels
+
+    import torch
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if "not compiled" in how:
+        kernels._SOFTCAP_EAGER["cuda"] = True
+        return
+    compiled, masks, capped = torch.compile(flex_attention, dynamic=False), {}, {}
+
+    def cap_of(cap):
+        return lambda score, *_: cap * torch.tanh(score / cap)
+
+    def attention(Q, K, V, causal_mask, self, bsz, kv_len):
+        length, cap = Q.shape[-2], self.config.attn_logit_softcapping
+        if length not in masks:
+            masks[length] = create_block_mask(lambda b, h, q, k: q >= k, None, None, length, length, device=Q.device)
+        found = compiled(Q, K, V, score_mod=capped.setdefault(cap, cap_of(cap)), block_mask=masks[length],
+                         scale=self.config.query_pre_attn_scalar**-0.5, enable_gqa=True)  # fmt: skip
+        return found.transpose(1, 2).reshape(bsz, length, -1)
+
+    gemma2.slow_attention_softcapping = attention
 
 
 def three(config):
@@ -436,7 +488,7 @@ def measure(load_name, recipes, folder, lengths, limit, steps, memory, rows_a_st
     """Return {"load": …, recipe: {"even", "real", "profile"}, "memory": […]} of recipes that share one way of loading.
 
     recipes: {name: (rows of full length, rows of the samples' lengths, checkpointing, order)}; memory: [(batch,
-    length, checkpointing)]; profiled: the recipe to take apart, or None.
+    length, checkpointing)]; profiled: the recipes to take apart.
     """
     started = time.perf_counter()
     model, tokenizer = load(load_name, folder, limit)
@@ -463,7 +515,7 @@ def measure(load_name, recipes, folder, lengths, limit, steps, memory, rows_a_st
                                               checkpointing, shape, limit, steps, WARM_UP, folder)  # fmt: skip
             if "error" in result[name][rows_name]:
                 break
-        if name == profiled:
+        if name in profiled:
             result[name]["profile"] = guarded(taken_apart, model, tokenizer, folder, many, checkpointing, limit)
         print("PART", json.dumps(result), flush=True)
     result["memory"] = []
@@ -493,12 +545,12 @@ def matrix_rate():
     return 2 * 8192**3 / statistics.median(seconds[5:]) / 1e12
 
 
-def in_child(*arguments, timeout=None):
+def in_child(*arguments, timeout=None, variables=None):
     """Return what a step prints as JSON, run in a process of its own; where it fails, its last part and the error."""
     command = [sys.executable, __file__, "--child", json.dumps(arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, stdout=out, stderr=err, timeout=timeout)
+            subprocess.run(command, stdout=out, stderr=err, timeout=timeout, env={**os.environ, **(variables or {})})
         out.seek(0), err.seek(0)
         lines, said = out.read().splitlines(), [line for line in err.read().splitlines() if line.strip()]
     for mark in ("RESULT ", "PART "):
@@ -607,7 +659,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--recipes", nargs="+", help="only recipes whose name contains one of these")
-    parser.add_argument("--profile", help="the recipe of which one step is taken apart")
+    parser.add_argument("--profile", nargs="+", default=[], help="recipes of which one step is taken apart")
     parser.add_argument("--no-memory", action="store_true", help="leave out the steps for the peak memory alone")
     parser.add_argument("--length", type=int, default=LENGTH)
     parser.add_argument("--steps", type=int, default=MEASURED)
@@ -645,7 +697,8 @@ def main():
             for load_name, recipes in chosen.items():
                 started = time.perf_counter()
                 found = in_child("measure", load_name, recipes, str(folder), lengths["lengths"], length,
-                                 arguments.steps, memory, ROWS[name], arguments.profile)  # fmt: skip
+                                 arguments.steps, memory, ROWS[name], arguments.profile,
+                                 variables=NOT_COMPILED if (name, load_name) in PLAIN_GEMMA else None)  # fmt: skip
                 print(f"{name}, {load_name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
                 if "trace" in found or arguments.verbose:
                     print(found.get("trace") or found["said"], file=sys.stderr, flush=True)

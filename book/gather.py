@@ -139,6 +139,16 @@ class Book:
         """What the chapter says that its reader will learn."""
         return re.search(r"\*\*You will learn\*\*\n\n((?:- .+\n?)+)", self.markdown(number)[0])[1].strip()
 
+    def path(self):
+        """Whom each chapter is for, what to know before, and its minutes, as a table in the order of reading."""
+        page, rows = (HERE / "reading.md").read_text(encoding="utf-8"), []
+        for number in self.notebooks:
+            about = page.partition(f"{{{{ title {number} }}}}")[2].partition("### ")[0]
+            whom, before = (re.search(rf"\*\*{word}\*\* (.+)", about)[1] for word in ("For", "Know before:"))
+            minutes = re.match(r"\d+ minutes?", self.time(number))
+            rows.append(f"| {self.title(number)} | {whom} | {before} | {minutes[0] if minutes else 'not stated'} |")
+        return "\n".join(["| chapter | for | know before | a rehearsal took |", "| --- | --- | --- | --- |", *rows])
+
     def chapters(self):
         """The chapters as lines of a table of contents."""
         return "\n".join(path.stem for path in self.paths.values())

@@ -6,8 +6,10 @@ export JUPYTER_PREFER_ENV_PATH := 1
 # Threads that wait for each other sleep instead of spinning: as quick alone, several times as quick beside other work.
 export GOMP_SPINCOUNT ?= 2000
 
+NEWER ?= unsloth unsloth_zoo transformers trl peft datasets bitsandbytes
+
 .DEFAULT_GOAL := help
-.PHONY: help setup run page book test test-long benchmark lab lint lock clean
+.PHONY: help setup run page book test test-long benchmark lab lint lock drift clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -42,8 +44,11 @@ lint: setup ## what the static tests check with ruff
 lock: setup ## renew requirements.lock.txt from requirements.txt
 	@$(PYTHON_HERE) tools/lock.py
 
+drift: setup ## which claims about libraries a newer release would break; NEWER="trl peft" names packages, NEWER= tries the lock, offline
+	@$(PYTHON_HERE) tools/drift.py $(if $(strip $(NEWER)),--newer $(NEWER))
+
 clean: ## remove the environment and what the tools made in outputs/; says what stays
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/drift-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/lab-env outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
 	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true

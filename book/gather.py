@@ -20,6 +20,7 @@ from bs4 import BeautifulSoup
 HERE = Path(__file__).resolve().parent
 FOLDED = "hide-input"
 NUMBER = re.compile(r"[-−+±]?[\d.,\s]*\d\s*(?:%|s|MiB|GiB)?|nan|–|")
+ELSEWHERE = re.compile(r"\[([^\]]+)\]\(\.\./([^)]+)\)")  # a link from a page of this folder to a file of the repository
 SAYS = {"suptitle": "", "title": "", "set_title": "", "xlabel": "Horizontal axis: ", "set_xlabel": "Horizontal axis: ",
         "ylabel": "Vertical axis: ", "set_ylabel": "Vertical axis: ", "label": "Drawn: "}  # fmt: skip
 
@@ -138,6 +139,16 @@ class Book:
         """What the chapter says that its reader will learn."""
         return re.search(r"\*\*You will learn\*\*\n\n((?:- .+\n?)+)", self.markdown(number)[0])[1].strip()
 
+    def path(self):
+        """Whom each chapter is for, what to know before, and its minutes, as a table in the order of reading."""
+        page, rows = (HERE / "reading.md").read_text(encoding="utf-8"), []
+        for number in self.notebooks:
+            about = page.partition(f"{{{{ title {number} }}}}")[2].partition("### ")[0]
+            whom, before = (re.search(rf"\*\*{word}\*\* (.+)", about)[1] for word in ("For", "Know before:"))
+            minutes = re.match(r"\d+ minutes?", self.time(number))
+            rows.append(f"| {self.title(number)} | {whom} | {before} | {minutes[0] if minutes else 'not stated'} |")
+        return "\n".join(["| chapter | for | know before | a rehearsal took |", "| --- | --- | --- | --- |", *rows])
+
     def chapters(self):
         """The chapters as lines of a table of contents."""
         return "\n".join(path.stem for path in self.paths.values())
@@ -205,8 +216,34 @@ class Book:
         notebook.cells = cells
         return notebook
 
+    def with_links(self, page):
+        """Return a page whose links to sections of the notebooks lead into the chapters; to other files, they are text."""
+
+        def into_the_book(link):
+            text, target = link.groups()
+            section = re.fullmatch(r"NoteBooks/(\d\d)_\w+\.ipynb#(.+)", target)
+            if not section:
+                return text
+            number, heading = section.groups()
+            if heading not in self.headings(number):
+                raise BookError(f"A page links to {heading!r}, and notebook {number} has no such heading.")
+            return f"[{text}](#section-{number}-{slug(heading)})"
+
+        return ELSEWHERE.sub(into_the_book, page)
+
+    def headings(self, number):
+        """Return the headings of a chapter as JupyterLab writes them in a link: with hyphens for spaces."""
+        lines = "\n".join(self.markdown(number))
+        return {heading.replace(" ", "-") for heading in re.findall(r"^#{2,3} (.+)$", lines, re.M)}
+
     def with_anchors(self, source, number, met):
-        """Return a Markdown cell whose terms, where the chapter first sets them in italics, link to the glossary."""
+        """Return a Markdown cell whose terms, where the chapter first sets them in italics, link to the glossary.
+
+        Its headings become targets for the links of pages.
+        """
+        source = re.sub(
+            r"^#{2,3} (.+)$", lambda line: f"(section-{number}-{slug(line[1])})=\n{line[0]}", source, flags=re.M
+        )
         for term, entry in self.terms.items():
             spelling = entry["chapters"].get(number)
             if spelling and term not in met:
@@ -224,7 +261,7 @@ class Book:
         for page in HERE.glob("*.md"):
             text = page.read_text(encoding="utf-8")
             fill = re.sub(r"\{\{ (\w+)(?: (\d\d))? \}\}", lambda m: getattr(self, m[1])(*filter(None, [m[2]])), text)
-            (target / page.name).write_text(fill, encoding="utf-8")
+            (target / page.name).write_text(self.with_links(fill), encoding="utf-8")
 
 
 def definitions_in(cell):

@@ -103,6 +103,49 @@ def test_a_plot_is_described_by_what_its_code_writes_on_it():
     assert gather.describe("draw(f'Loss ({PROFILE})')", helpers) == "Plot. Loss. Horizontal axis: step."
 
 
+# ---- the page on peers ----
+
+PEERS = (PROJECT / "book" / "peers.md").read_text(encoding="utf-8")
+
+
+def rows_of(heading):
+    """Return the rows of the table below a heading of the page on peers, as lists of cells."""
+    table = PEERS.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line[:2] == "| "][
+        2:
+    ]
+
+
+def test_every_link_of_the_page_on_peers_leads_to_a_section_or_a_test(gathered):
+    for text, target in re.findall(r"\[([^\]]+)\]\(\.\./([^)]+)\)", PEERS):
+        path, _, fragment = target.partition("#")
+        assert (PROJECT / path).exists(), target
+        if path.startswith("NoteBooks/"):
+            number, heading = path[10:12], text.partition(", ")[2]
+            assert gathered.paths[number].name == path[10:] and text.startswith(number)
+            assert fragment in gathered.headings(number) and fragment == heading.replace(" ", "-"), target
+        elif path.startswith("tests/"):
+            assert f"\ndef {text.strip('`')}(" in (PROJECT / path).read_text(encoding="utf-8"), text
+        else:
+            headings = re.findall(r"^## (.+)$", (PROJECT / path).read_text(encoding="utf-8"), re.M)
+            assert not fragment or fragment in map(gather.slug, headings), target
+
+
+def test_every_yes_is_shown_and_every_gap_is_named():
+    points, wishes = rows_of("Point by point"), rows_of("You asked")
+    for point, _, here in points:
+        answer = re.match(r"Yes|Partly|\*\*No\.?\*\*", here)
+        assert answer, point
+        assert answer[0] != "Yes" or "](../" in here, point
+    assert [int(wish.partition(".")[0]) for wish, _ in wishes] == list(range(1, 16))
+    assert all("](../" in answer or "**Not answered" in answer for _, answer in wishes)
+
+
+def test_a_section_that_is_gone_stops_the_build(gathered):
+    with pytest.raises(gather.BookError, match="notebook 05 has no such heading"):
+        gathered.with_links("[05, Gone](../NoteBooks/05_use_what_you_trained.ipynb#Gone)")
+
+
 # ---- the HTML ----
 
 

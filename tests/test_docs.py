@@ -196,3 +196,37 @@ def test_the_readme_s_template_output_is_what_the_template_gives(tokenizers):
     text = tokenizers["gpt-oss"].apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     shown = "\n".join(line.removeprefix("    ") for line in README.splitlines())
     assert text in shown
+
+
+def test_the_readme_s_reading_path_is_the_book_s(committed_card):
+    """Whom a chapter is for and what to know before stand in book/reading.md; minutes come from the run cards."""
+    page = (PROJECT / "book" / "reading.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        number = path.name[:2]
+        whom, before, minutes = next(
+            re.match(rf"\| {number} \| (.+) \| (.+) \| (\d+) \|$", line).groups()
+            for line in README.splitlines()
+            if line.startswith(f"| {number} |")
+        )
+        about = page.partition(f"{{{{ title {number} }}}}")[2].partition("### ")[0]
+        assert f"**For** {whom}\n" in about and f"**Know before:** {before}\n" in about
+        assert int(minutes) == max(1, round(committed_card(path)["phases"]["whole notebook"]["seconds"] / 60))
+
+
+LITTLE = set("with from that this they what which when were have their them then than same each into".split())
+
+
+def beginnings(text):
+    """Return the first four letters of a text's longer words, so that `prove` meets `proving`."""
+    return {word[:4] for word in re.findall(r"[a-z]{4,}", text.lower()) if word not in LITTLE}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem[:2])
+def test_the_recap_answers_the_objectives_one_by_one(path):
+    """As many answers as objectives, in the same order, and each speaks of its objective."""
+    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    pattern = r"(?m){}\n\n((?:- .+\n?)+)"
+    objectives = re.search(pattern.format(r"\*\*You will learn\*\*"), cells[0])[1].splitlines()
+    answers = re.search(pattern.format(r"^## \d Recap"), "\n\n".join(cells))[1].splitlines()
+    for objective, answer in zip(objectives, answers, strict=True):
+        assert beginnings(objective) & beginnings(answer), f"{objective!r} is not what {answer!r} speaks of"

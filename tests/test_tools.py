@@ -328,7 +328,20 @@ def test_an_unsupported_python_is_one_sentence(monkeypatch):
 
 def test_make_help_lists_every_target():
     listing = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True).stdout
-    for target in ("setup", "run", "page", "test", "test-long", "benchmark", "lab", "lint", "lock", "clean", "help"):
+    for target in (
+        "setup",
+        "run",
+        "page",
+        "test",
+        "test-long",
+        "benchmark",
+        "lab",
+        "lint",
+        "lock",
+        "drift",
+        "clean",
+        "help",
+    ):
         assert f"make {target} " in listing
 
 

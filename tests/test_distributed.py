@@ -7,20 +7,22 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT, SHORT, notebook_with
+from conftest import PROJECT, SHORT, lift, notebook_with
 from safetensors.torch import load_file
 
-LOSS_TOLERANCE = 0.02  # nats; bfloat16 rounds otherwise when rows are padded otherwise
+ADAPTER_TOLERANCE = 1e-6
+LOSS_TOLERANCE = 1e-4  # nats; 0 was met: each process takes one of the two micro-batches that one process adds up
 TINY = {  # of notebook 01: few rows, prompts and tokens, no merged copy
     **SHORT["01"], "MAX_STEPS": 3, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "MAX_NEW_TOKENS": 2, "MERGE": False,
-    "VALIDATION_SHARE": 0.05, "EFFECTIVE_BATCH": 4, "LEARNING_RATE": 1e-3, "TRACKER": "trackio",
+    "VALIDATION_SHARE": 0.05, "EFFECTIVE_BATCH": 4, "EXPERT_LAYERS": [], "TRACKER": "trackio",
 }  # fmt: skip
 
 
 def few(name, folder, count):
-    """Write the first rows of a file in data/ into a folder; return its path from the project's root."""
+    """Write the shortest rows of a file in data/ into a folder; return its path from the project's root."""
     path = folder / name
-    path.write_text("".join((PROJECT / "data" / name).open(encoding="utf-8").readlines()[:count]), encoding="utf-8")
+    lines = sorted((PROJECT / "data" / name).read_text(encoding="utf-8").splitlines(True), key=len)
+    path.write_text("".join(lines[:count]), encoding="utf-8")
     return str(path.relative_to(PROJECT))
 
 
@@ -49,10 +51,12 @@ def folder():
 @pytest.fixture(scope="module")
 def runs(folder):
     """Notebook 01 as one process and as two; yield {processes: (result, run card, folder)}."""
-    files = {"DATASET": few("multilingual_thinking.jsonl", folder, 60),
+    files = {"DATASET": few("multilingual_thinking.jsonl", folder, 40),
              "HELD_OUT_PROMPTS": few("held_out_prompts.jsonl", folder, 3),
              "UNSEEN_PROMPTS": few("unseen_language_prompts.jsonl", folder, 1)}  # fmt: skip
-    found = {count: run_as("01", count, folder, **files, **TINY, MERGE_TOLERANCE=0.3 + count / 1000) for count in (1, 2)}
+    found = {
+        count: run_as("01", count, folder, **files, **TINY, MERGE_TOLERANCE=0.3 + count / 1000) for count in (1, 2)
+    }
     yield found
     for _, _, output in found.values():
         if output:
@@ -84,10 +88,8 @@ def test_two_processes_learn_what_one_learns(runs):
     assert max(apart) < LOSS_TOLERANCE, (one, two)
     mine, theirs = (load_file(runs[count][2] / "adapter" / "adapter_model.safetensors") for count in (1, 2))
     assert mine.keys() == theirs.keys()
-    way = sum(weight.float().square().sum() for name, weight in mine.items() if "lora_B" in name).sqrt()
-    off = sum((mine[name].float() - theirs[name].float()).square().sum() for name in mine if "lora_B" in name).sqrt()
-    print(f"losses {apart}, adapters {off / way:.3f} apart")
-    assert off < 0.35 * way, f"adapters are {off / way:.2f} of their way apart"
+    assert any(weight.any() for name, weight in mine.items() if "lora_B" in name)
+    assert max((mine[name] - theirs[name]).abs().max() for name in mine) < ADAPTER_TOLERANCE
 
 
 @pytest.mark.notebook
@@ -95,9 +97,29 @@ def test_two_processes_make_one_folder(runs):
     assert runs[1][2] != runs[2][2]
     stored = [{str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
               for _, _, output in (runs[1], runs[2])]  # fmt: skip
-    names = [{name for name in files if "rng_state" not in name and not name.startswith("trackio/")} for files in stored]
+    names = [
+        {name for name in files if "rng_state" not in name and not name.startswith("trackio/")} for files in stored
+    ]
     assert names[0] == names[1]
 
 
-def test_a_step_that_cannot_be_shared_is_refused(folder):
-    pass
+@pytest.mark.notebook
+def test_a_step_that_cannot_be_shared_is_refused(folder, notebook_01):
+    from types import SimpleNamespace
+
+    namespace = lift(notebook_01, "ShareTrainer")
+    namespace["PROCESSES"] = 3
+    arguments = SimpleNamespace(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    with pytest.raises(namespace["NotebookError"], match="4 rows, and 3 processes cannot share them evenly"):
+        namespace["ShareTrainer"](args=arguments)
+
+
+@pytest.mark.long
+@pytest.mark.notebook
+@pytest.mark.parametrize("number", ["02", "03", "04"])
+def test_the_other_notebooks_as_two_processes(number, folder):
+    short = {**SHORT[number], **({"MERGE_TOLERANCE": 1.5} if number == "04" else {"MERGE": False})}
+    result, card, output = run_as(number, 2, folder, **short, SEED=4321)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert card["processes"] == 2 and "2 processes, each with" in result.stdout
+    shutil.rmtree(output)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate import DistributedType, PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,7 @@ def rows_of(tokenizer):
 
 def main():
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     transformers.set_seed(1)
     processes = int(os.environ.get("WORLD_SIZE", 1))
     if ROWS_A_STEP % processes:
@@ -48,6 +50,10 @@ def main():
         per_device_train_batch_size=1, gradient_accumulation_steps=ROWS_A_STEP // processes,
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to="none",
         disable_tqdm=True, lr_scheduler_type="constant", weight_decay=0.0, seed=1)  # fmt: skip
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and arguments.device.type == "cpu":
+        # accelerate 1.15 divides weights on accelerators alone, and on a processor it copies them without a word;
+        # PyTorch's own FSDP2 can do both, so accelerate is told another kind of device
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     trainer = Trainer(
         model=model, args=arguments, train_dataset=rows_of(tokenizer), processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer))  # fmt: skip

@@ -9,16 +9,19 @@ export GOMP_SPINCOUNT ?= 2000
 NEWER ?= unsloth unsloth_zoo transformers trl peft datasets bitsandbytes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run page book test test-long benchmark lab lint lock drift clean
+.PHONY: help setup run distributed solutions serve gguf page book test test-long benchmark lab lint lock drift clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (again: under 3 s)
 	@"$(BOOTSTRAP)" tools/bootstrap.py
 
 run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFILE=full for the real models
 	@$(PYTHON_HERE) tools/run_notebooks.py "$$NOTEBOOK"
+
+distributed: setup ## run one notebook as NPROC processes (default 2), a GPU or a share of the processor each; NOTEBOOK=01 NPROC=2
+	@$(PYTHON_HERE) tools/distributed.py "$$NOTEBOOK" "$${NPROC:-2}"
 
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py

@@ -748,3 +748,37 @@ def test_layers_of_other_families_keep_more(notebook_01):
     assert alone == 8 * (8 + 8 + 4) + 4 * 17 * 32  # experts that are layers of their own keep more
     scores = [layer_bytes(SimpleNamespace(**plain, attn_logit_softcapping=50.0), length) for length in (100, 200)]
     assert scores[1] - scores[0] == 8 * 2 * 100
+
+
+def test_a_checkpoint_of_other_rows_versions_or_parameters_is_refused(nb, tmp_path, monkeypatch):
+    monkeypatch.setitem(nb, "ROOT", tmp_path)
+    rows = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}]
+    assert nb["choose_checkpoint"](tmp_path / "ours", False, rows) is None
+    kept = whole_checkpoint(tmp_path / "ours", 4)
+    assert nb["choose_checkpoint"](tmp_path / "ours", True, rows) == kept
+    with fails(nb, "checkpoint-4 in .* belongs to another training .*data, rows: 1 then, 2 now.*RESUME = False"):
+        nb["choose_checkpoint"](tmp_path / "ours", True, rows * 2)
+    monkeypatch.setitem(nb, "VERSIONS", {**nb["VERSIONS"], "trl": "0.0"})
+    with fails(nb, r"version of trl: '.*' then, '0\.0' now"):
+        nb["choose_checkpoint"](tmp_path / "ours", True, rows)
+    assert kept.exists()
+
+
+@pytest.mark.parametrize("code, says", [(28, "the disk is full"), (30, "the folder is read-only")])
+def test_a_save_that_fails_is_one_sentence_and_leaves_the_old_result(nb, tmp_path, monkeypatch, code, says):
+    import os
+
+    monkeypatch.setitem(nb, "OUTPUT", tmp_path)
+    nb["replace_folder"](tmp_path / "adapter", lambda folder: (folder / "a").write_text("whole"))
+
+    def write(folder):
+        (folder / "a").write_text("half")
+        raise OSError(code, os.strerror(code))
+
+    with fails(nb, f"Nothing more could be written to .*{says}.*run again with RESUME = True"):
+        nb["replace_folder"](tmp_path / "adapter", write)
+    with fails(nb, says), nb["phase"]("train"):
+        raise OSError(code, os.strerror(code))
+    assert (tmp_path / "adapter" / "a").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(ValueError, match="another"), nb["phase"]("train"):
+        raise ValueError("another error")

@@ -23,14 +23,13 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bootstrap import SetupError, run, uv_environment  # noqa: E402
+from bootstrap import ENVIRONMENT, SetupError, run, uv_environment  # noqa: E402
 from saved import (  # noqa: E402
     MADE,
     PROJECT,
@@ -100,25 +99,24 @@ def response_template(family, chat_template):
 def environment():
     """Return the interpreter of the server's environment, made anew where its list of packages or .finetuning changed.
 
-    It sees the packages of the interpreter that runs this, and has those of requirements-serve.txt before them.
+    It sees the packages of .finetuning, and has those of requirements-serve.txt before them.
     """
-    beneath, stamp, python = sysconfig.get_paths()["purelib"], OWN / "stamp", OWN / "bin" / "python"
-    lock = PROJECT / "requirements.lock.txt"
-    wanted = hashlib.sha256(b"\0".join([REQUIREMENTS.read_bytes(), lock.read_bytes(), beneath.encode()])).hexdigest()
+    below, stamp, python = ENVIRONMENT / "bin" / "python", OWN / "stamp", OWN / "bin" / "python"
+    packages = next(ENVIRONMENT.glob("lib/python3*/site-packages"), None)
+    if packages is None or not below.exists():
+        raise SetupError(f"{shown(ENVIRONMENT)} is not there. Run `make setup` first.")
+    lists = [REQUIREMENTS.read_bytes(), (PROJECT / "requirements.lock.txt").read_bytes(), str(packages).encode()]
+    wanted = hashlib.sha256(b"\0".join(lists)).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
     print(f"Making {shown(OWN)} for the server …", flush=True)
-    run([sys._base_executable, "-m", "venv", "--without-pip", "--clear", str(OWN)], "Making the server's environment")
-    uv = shutil.which("uv") or shutil.which(str(Path(sys.executable).parent / "uv"))
-    pip = [sys.executable, "-m", "pip"]
+    run([str(below), "-m", "venv", "--without-pip", "--clear", str(OWN)], "Making the server's environment")
+    uv = shutil.which("uv") or shutil.which(str(ENVIRONMENT / "bin" / "uv"))
+    pip = [str(below), "-m", "pip"]
+    install = [uv, "pip", "install", "--python", str(python)] if uv else [*pip, "--python", str(python), "install"]
     purpose = f"Installing {REQUIREMENTS.name} (is a package registry reachable?)"
-    options = ["--no-deps", "-r", str(REQUIREMENTS)]
-    if uv:
-        run([uv, "pip", "install", "--python", str(python), *options], purpose, uv_environment(pip))
-    else:
-        run([*pip, "--python", str(python), "install", "--quiet", *options], purpose)
-    packages = next((OWN / "lib").glob("python3*/site-packages"))
-    (packages / "finetuning.pth").write_text(beneath + "\n")
+    run([*install, "--no-deps", "-r", str(REQUIREMENTS)], purpose, uv_environment(pip) if uv else None)
+    next(OWN.glob("lib/python3*/site-packages")).joinpath("finetuning.pth").write_text(f"{packages.resolve()}\n")
     stamp.write_text(wanted)
     return python
 
@@ -227,7 +225,12 @@ def start(text, port=8000, device="cpu"):
     names, log = make_cache(folder, name, record), MADE / name / "server.log"
     settings = {"names": names, "host": "127.0.0.1", "port": port, "device": device, "model_timeout": -1}
     settings |= {"dtype": "float32" if device == "cpu" else "auto"}
-    own = {"HF_HUB_CACHE": str(MADE / name / "hub"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    own = {
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
+        "HF_HUB_CACHE": str(MADE / name / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     with log.open("w") as file:
         process = subprocess.Popen(
             [str(python), __file__, "--within", json.dumps(settings)],
@@ -272,7 +275,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.within:
         return within(json.loads(arguments.within))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for ends in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background jobs are started without it
+        signal.signal(ends, signal.default_int_handler)
     process, began = None, time.monotonic()
     try:
         process, address, names, record = start(arguments.folder, arguments.port, arguments.device)

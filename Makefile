@@ -7,7 +7,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export GOMP_SPINCOUNT ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run page book test test-long benchmark lab lint lock clean
+.PHONY: help setup run serve gguf page book test test-long benchmark lab lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,6 +17,12 @@ setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (a
 
 run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFILE=full for the real models
 	@$(PYTHON_HERE) tools/run_notebooks.py "$$NOTEBOOK"
+
+serve: setup ## serve what a notebook saved, OpenAI's API on this machine: FOLDER=outputs/02_…; OPTIONS="--port 8001"
+	@$(PYTHON_HERE) tools/serve.py "$$FOLDER" $(OPTIONS)
+
+gguf: setup ## write what a notebook saved as GGUF for llama.cpp and Ollama: FOLDER=outputs/02_…; OPTIONS="--adapter"
+	@$(PYTHON_HERE) tools/to_gguf.py "$$FOLDER" $(OPTIONS)
 
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py
@@ -43,7 +49,7 @@ lock: setup ## renew requirements.lock.txt from requirements.txt
 	@$(PYTHON_HERE) tools/lock.py
 
 clean: ## remove the environment and what the tools made in outputs/; says what stays
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/serve-env outputs/llama.cpp outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
 	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true

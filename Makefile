@@ -23,6 +23,12 @@ run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFI
 distributed: setup ## run one notebook as NPROC processes (default 2), a GPU or a share of the processor each; NOTEBOOK=01 NPROC=2
 	@$(PYTHON_HERE) tools/distributed.py "$$NOTEBOOK" "$${NPROC:-2}"
 
+serve: setup ## serve what a notebook saved, OpenAI's API on this machine: FOLDER=outputs/02_…; OPTIONS="--port 8001"
+	@$(PYTHON_HERE) tools/serve.py "$$FOLDER" $(OPTIONS)
+
+gguf: setup ## write what a notebook saved as GGUF for llama.cpp and Ollama: FOLDER=outputs/02_…; OPTIONS="--adapter"
+	@$(PYTHON_HERE) tools/to_gguf.py "$$FOLDER" $(OPTIONS)
+
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py
 
@@ -51,7 +57,7 @@ drift: setup ## which claims about libraries a newer release would break; NEWER=
 	@$(PYTHON_HERE) tools/drift.py $(if $(strip $(NEWER)),--newer $(NEWER))
 
 clean: ## remove the environment and what the tools made in outputs/; says what stays
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/drift-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/lab-env outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/drift-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/lab-env outputs/serve-env outputs/llama.cpp outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
 	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true

@@ -7,7 +7,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export GOMP_SPINCOUNT ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run page book test test-long benchmark lab lint lock clean
+.PHONY: help setup run solutions page book test test-long benchmark lab lint lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (a
 
 run: setup ## run every notebook headless; NOTEBOOK=01, "01 02" or a path; PROFILE=full for the real models
 	@$(PYTHON_HERE) tools/run_notebooks.py "$$NOTEBOOK"
+
+solutions: setup ## run the solutions of all exercises headless (minutes each); one alone: make run NOTEBOOK=its path
+	@$(PYTHON_HERE) tools/run_notebooks.py NoteBooks/solutions/*.ipynb
 
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py

@@ -29,6 +29,9 @@ serve: setup ## serve what a notebook saved, OpenAI's API on this machine: FOLDE
 gguf: setup ## write what a notebook saved as GGUF for llama.cpp and Ollama: FOLDER=outputs/02_…; OPTIONS="--adapter"
 	@$(PYTHON_HERE) tools/to_gguf.py "$$FOLDER" $(OPTIONS)
 
+solutions: setup ## run the solutions of all exercises headless (minutes each); one alone: make run NOTEBOOK=its path
+	@$(PYTHON_HERE) tools/run_notebooks.py NoteBooks/solutions/*.ipynb
+
 page: setup ## print each notebook's open page in figures: lines, first reply, first loss
 	@$(PYTHON_HERE) tools/page.py
 

@@ -47,6 +47,7 @@ class Book:
         if not self.paths:
             raise BookError(f"{folder} holds no notebook whose name begins with two digits and an underscore.")
         self.notebooks = {number: nbformat.read(path, as_version=4) for number, path in self.paths.items()}
+        self.solutions = sorted((Path(folder) / "solutions").glob("[0-9][0-9]_*.ipynb"))
 
     # ---- what is read off the notebooks ----
 
@@ -153,6 +154,10 @@ class Book:
         """The chapters as lines of a table of contents."""
         return "\n".join(path.stem for path in self.paths.values())
 
+    def answers(self):
+        """The solutions as lines of a table of contents."""
+        return "\n".join(f"solutions/{path.stem}" for path in self.solutions)
+
     def glossary(self):
         """Every term with its chapter's sentence and links to where it is introduced."""
         lines = []
@@ -190,7 +195,7 @@ class Book:
             cell = nbformat.from_dict(json.loads(json.dumps(cell)))
             cells.append(cell)
             if cell.cell_type == "markdown":
-                cell.source = self.with_anchors(cell.source, number, met)
+                cell.source = self.with_anchors(self.with_solutions(cell.source), number, met)
                 continue
             names = [f"(def-{number}-{slug(node.name)})=" for node in definitions_in(cell)]
             if names:  # the targets of the index of functions
@@ -252,12 +257,32 @@ class Book:
                 met |= {term} if times else set()
         return source
 
+    def with_solutions(self, source):
+        """Return a Markdown cell in which a link to a solution that is not there is its text alone."""
+        there = {f"solutions/{path.name}" for path in self.solutions}
+        return re.sub(r"\[([^\]]+)\]\((solutions/[^)#]+)\)", lambda m: m[0] if m[2] in there else m[1], source)
+
+    def solution(self, path):
+        """Return the copy of a notebook of solutions that Sphinx reads."""
+        notebook = nbformat.read(path, as_version=4)
+        helpers = {node.name: node for cell in notebook.cells for node in definitions_in(cell)}
+        for cell in notebook.cells:
+            for data in [output.get("data", {}) for output in cell.get("outputs", [])]:
+                if "text/html" in data:
+                    data["text/html"] = aligned(data["text/html"])
+                if "image/png" in data:
+                    cell.metadata.setdefault("mystnb", {})["image"] = {"alt": describe(cell.source, helpers)}
+        return notebook
+
     def write(self, target):
         """Write all of Sphinx's sources into a folder."""
         shutil.copytree(HERE / "_static", target / "_static")
         shutil.copy(HERE / "conf.py", target)
         for number, path in self.paths.items():
             nbformat.write(self.chapter(number), target / path.name)
+        (target / "solutions").mkdir()
+        for path in self.solutions:
+            nbformat.write(self.solution(path), target / "solutions" / path.name)
         for page in HERE.glob("*.md"):
             text = page.read_text(encoding="utf-8")
             fill = re.sub(r"\{\{ (\w+)(?: (\d\d))? \}\}", lambda m: getattr(self, m[1])(*filter(None, [m[2]])), text)

@@ -14,7 +14,11 @@ import train_step
 
 PAGES = [train_step.PROJECT / "benchmarks" / name for name in ("README.md", "TABLES.md")]
 RESULTS = train_step.PROJECT / "benchmarks" / "results"
-PEERS = ("plain TRL + PEFT, NF4", "plain TRL + PEFT, NF4, eager attention", "Cookbook, bf16")  # what the recipes of one call are compared with
+PEERS = (
+    "plain TRL + PEFT, NF4",
+    "plain TRL + PEFT, NF4, eager attention",
+    "Cookbook, bf16",
+)  # what the recipes of one call are compared with
 PRICE, ROWS = 3.00, 1000
 SHOWN = {  # what a reader asks for; every recipe that was measured stands in TABLES.md
     "Cookbook, bf16": ("H100",),

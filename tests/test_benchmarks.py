@@ -111,13 +111,18 @@ def test_the_page_s_sentences_are_what_was_measured():
     assert fastest["even"]["peak_bytes"] < peer["even"]["peak_bytes"]
     assert f"all experts cost {1 - now['MXFP4, all experts, no checkpointing']['even']['median_tokens_per_s'] / fastest['even']['median_tokens_per_s']:.0%}".replace("%", " %") in page  # fmt: skip
     one, few = (now[f"MXFP4, {rows}, embedding on the CPU"] for rows in ("one row", "4 rows"))
-    assert f"peaks at {one['even']['peak_bytes'] / 2**30:.1f} GiB, at {times(one, peer)} times the Cookbook's speed" in page
+    assert (
+        f"peaks at {one['even']['peak_bytes'] / 2**30:.1f} GiB, at {times(one, peer)} times the Cookbook's speed"
+        in page
+    )
     assert f"four at {few['even']['peak_bytes'] / 2**30:.1f} GiB, at {times(few, peer)} times" in page
     seconds = [f"{one['real']['seconds'] / one['real']['steps']:.1f} s" for one in (four, sixteen)]
     assert f"takes {seconds[0]} four at a time and {seconds[1]} all at once" in page
     assert f"makes {times(fastest, peer, *learnt)} times the Cookbook's supervised tokens" in page
     figures = [f"{one['real'][learnt[1]]:,.0f}" for one in (fastest, eights)]
-    assert f"{figures[1]} supervised tokens a second instead of {figures[0]}, {times(eights, peer, *learnt)} times" in page
+    assert (
+        f"{figures[1]} supervised tokens a second instead of {figures[0]}, {times(eights, peer, *learnt)} times" in page
+    )
     gemma = entries_of("h100_gemma")
     ours, eager = gemma["notebook, NF4, 16 short rows"], gemma["plain TRL + PEFT, NF4, eager attention"]
     assert ours["even"]["peak_bytes"] < eager["even"]["peak_bytes"]
@@ -130,7 +135,9 @@ def test_the_page_s_sentences_are_what_was_measured():
     assert f"make {times(packed, plain, *learnt)} times the supervised tokens a second" in page
     assert f"{times(packed_fast, plain, *learnt)} times without checkpointing" in page
     assert f"on full rows {times(packed, plain)} and {times(packed_fast, plain)} times" in page
-    assert "gpt-oss expert LoRA on 48 projection list(s)" in json.loads((RESULTS / "train_step_h200_gpt-oss.json").read_text()).get("note", "")
+    assert "gpt-oss expert LoRA on 48 projection list(s)" in json.loads(
+        (RESULTS / "train_step_h200_gpt-oss.json").read_text()
+    ).get("note", "")
 
     lengths = train_step.lengths_of("gpt-oss-20b")
 

@@ -230,3 +230,18 @@ def test_the_recap_answers_the_objectives_one_by_one(path):
     answers = re.search(pattern.format(r"^## \d Recap"), "\n\n".join(cells))[1].splitlines()
     for objective, answer in zip(objectives, answers, strict=True):
         assert beginnings(objective) & beginnings(answer), f"{objective!r} is not what {answer!r} speaks of"
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if not path.name.startswith("05")], ids=lambda path: path.name[:2]
+)
+def test_the_picture_of_a_chapter_is_of_its_committed_run_and_stands_in_the_readme(path, committed_card):
+    """SVG and PNG carry the start of their run; the README shows them with a text for those who do not see them."""
+    from PIL import Image
+
+    said = f"{path.stem}, run of {committed_card(path)['started']}"
+    picture = PROJECT / "book" / "figures" / path.stem
+    assert Image.open(picture.with_suffix(".png")).text["Title"] == said
+    assert f"<dc:title>{said}</dc:title>" in picture.with_suffix(".svg").read_text(encoding="utf-8")
+    shown = re.search(rf"!\[([^\]]+)\]\(book/figures/{path.stem}\.png\)\]\(book/figures/{path.stem}\.svg\)", README)
+    assert shown and len(shown[1]) > 40

@@ -4,16 +4,19 @@
 
 Refuses a copy whose code is not the notebook's, one with an error, or one of the full profile; solutions have no run
 card and always run the rehearsal. The SHA-256 of the code cells goes into the notebook's metadata; a test fails when
-the code has moved on since.
+the code has moved on since. A chapter's picture (figure.svg, figure.png in the run's folder) goes to book/figures/.
 """
 
 import hashlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import nbformat
 from run_notebooks import EXECUTED, PROJECT, choose_notebooks, run_card
+
+FIGURES = PROJECT / "book" / "figures"
 
 
 def code_of(notebook):
@@ -51,6 +54,8 @@ def publish(path):
     partial = path.with_suffix(".partial")
     nbformat.write(notebook, partial)
     os.replace(partial, path)
+    for figure in (PROJECT / "outputs" / path.stem).glob("figure.*"):  # the chapter's picture, for the README
+        shutil.copyfile(figure, FIGURES / f"{path.stem}{figure.suffix}")
     print(f"{path.relative_to(PROJECT)}: outputs of {'the run that began ' + card['started'] if card else 'its run'}")
 
 

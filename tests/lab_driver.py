@@ -14,6 +14,11 @@ from pathlib import Path
 from playwright.sync_api import TimeoutError as Late
 from playwright.sync_api import sync_playwright
 
+TURN = """() => { const pane = document.querySelector('.jp-WindowedPanel-outer'), before = pane.scrollTop;
+  pane.scrollTop += 400; return pane.scrollTop === before; }"""
+PLACES = """selector => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].filter(
+  cell => cell.querySelector(selector)).map(cell => Number(cell.dataset.windowedListIndex))"""
+
 
 def answer_dialogs(page):
     """Accept every dialogue that stands in the way."""
@@ -25,10 +30,36 @@ def answer_dialogs(page):
         page.wait_for_timeout(500)
 
 
+def pages(page):
+    """Turn the notebook page by page, from its beginning to its end: cells far from the window are not drawn."""
+    page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
+    for _ in range(400):
+        page.wait_for_timeout(200)
+        yield
+        if page.evaluate(TURN):
+            return
+
+
+def places(page, selector):
+    """Return the places of the cells that hold what a selector names, among those that are drawn."""
+    return set(page.evaluate(PLACES, selector))
+
+
+def walk(page):
+    """Return ([places of folded cells], [places of cells with an image]) of the whole notebook."""
+    folded, images = set(), set()
+    for _ in pages(page):
+        folded |= places(page, ".jp-InputPlaceholder")
+        images |= places(page, ".jp-RenderedImage img")
+    return sorted(folded), sorted(images)
+
+
 def replace_line(page, old, new):
     """Write a line of code in the place of the one that begins with `old`, as a reader would: by mouse and keyboard."""
-    line = page.locator(".jp-Notebook .cm-line", has_text=old).first
-    line.scroll_into_view_if_needed()
+    line = page.locator(".jp-Notebook .cm-line:visible", has_text=old).first
+    for _ in pages(page):
+        if line.is_visible():
+            break
     line.click()
     page.keyboard.press("Home")
     page.keyboard.press("Shift+End")
@@ -49,7 +80,7 @@ def drive(page, url, path, minutes, changes):
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
     answer_dialogs(page)
-    seen["folded"] = page.locator(".jp-Notebook .jp-InputPlaceholder").count()
+    seen["folded"], _ = walk(page)
     page.locator('[data-id="table-of-contents"]').first.click()
     page.wait_for_selector(".jp-TableOfContents .jp-tocItem", timeout=60_000)
     seen["headings"] = page.locator(".jp-TableOfContents .jp-tocItem-content").all_inner_texts()
@@ -70,8 +101,7 @@ def drive(page, url, path, minutes, changes):
             break
     page.keyboard.press("Control+s")
     page.wait_for_timeout(2000)
-    seen["folded after"] = page.locator(".jp-Notebook .jp-InputPlaceholder").count()
-    seen["images"] = page.locator(".jp-Notebook .jp-RenderedImage img").count()
+    seen["folded after"], seen["images"] = walk(page)
     return seen
 
 

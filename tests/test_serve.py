@@ -495,14 +495,12 @@ def test_a_tool_call_comes_as_a_tool_call(tmp_path):
     labels = ids.clone()
     labels[:, : len(tokenizer(prompt, add_special_tokens=False).input_ids)] = -100
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for _ in range(12):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if loss < 0.02:
-            break
     assert loss < 0.05
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from conftest import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -782,3 +783,16 @@ def test_a_save_that_fails_is_one_sentence_and_leaves_the_old_result(nb, tmp_pat
     assert (tmp_path / "adapter" / "a").read_text() == "whole" and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ValueError, match="another"), nb["phase"]("train"):
         raise ValueError("another error")
+
+
+def test_the_readme_s_own_rows_are_rows_that_the_notebook_takes(nb):
+    """The two JSON objects below `example: rows` in the README, joined to lines again."""
+    text = (PROJECT / "README.md").read_text(encoding="utf-8").partition("<!-- example: rows -->\n")[2]
+    block = " ".join(line.strip() for line in text.partition("\n\n")[0].splitlines())
+    row, end = json.JSONDecoder().raw_decode(block)
+    prompt = json.loads(block[end:])
+    nb["check_rows"]([row], "README.md")
+    nb["check_prompts"]([prompt], "README.md")
+    said = {turn["role"]: turn for turn in row["messages"]}
+    assert (said["assistant"]["thinking"], said["assistant"]["content"]) == (row["analysis"], row["final"])
+    assert said["system"]["content"].endswith(row["developer"]) and said["user"]["content"] == row["user"]

@@ -306,12 +306,33 @@ def test_pip_s_settings_are_handed_to_uv(tmp_path, monkeypatch):
     assert "UV_NO_INDEX" not in environment
 
 
-def test_a_set_up_that_is_interrupted_says_so_and_the_next_one_mends_it(clone):
+def test_a_second_set_up_says_that_it_waits(clone):
+    import fcntl
+
+    (clone / "outputs").mkdir(exist_ok=True)
+    with (clone / "outputs" / ".setup.lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        process = bootstrap_in(clone, small_lock(clone), start_new_session=True, preexec_fn=heed_interrupts)
+        assert process.stdout.readline() == "Another set-up is at work in this folder; waiting for it …\n"
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("by", ["Ctrl-C", "kill"])
+def test_a_set_up_that_is_interrupted_says_so_and_the_next_one_mends_it(clone, by):
+    """Ctrl-C reaches every process of the terminal, `kill` the set-up alone: what it started ends with it."""
     environment = small_lock(clone)
     process = bootstrap_in(clone, environment, start_new_session=True, preexec_fn=heed_interrupts)
     assert "Making the virtual environment" in process.stdout.readline()
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+    if by == "Ctrl-C":
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
     _, error = process.communicate(timeout=60)
+    with pytest.raises(ProcessLookupError):  # nobody of its group is left
+        for _ in range(50):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
     assert error.strip() == "setup: interrupted; `make setup` takes it up again." and process.returncode == 130
     assert not (clone / ".finetuning" / bootstrap.STAMP.name).exists()
 

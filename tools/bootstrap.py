@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -91,10 +92,14 @@ def run(command, purpose, environment=None, shown=()):
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
-        for line in map(str.strip, process.stdout):
-            lines.append(line)
-            if line.startswith(shown):
-                print(f"  {line}", flush=True)
+        try:
+            for line in map(str.strip, process.stdout):
+                lines.append(line)
+                if line.startswith(shown):
+                    print(f"  {line}", flush=True)
+        except KeyboardInterrupt:
+            process.terminate()  # it heard nothing of a signal that was sent to this process alone
+            raise
     if process.returncode:
         telling = [line for line in lines if line.startswith(("ERROR", "cause:")) or "No space" in line]
         raise SetupError(f"{purpose} failed: {([*telling[:1], *lines[-1:]] or ['no message'])[0]}")
@@ -161,6 +166,7 @@ def main():
     )
     arguments = parser.parse_args()
     lock_file = PROJECT / "outputs" / ".setup.lock"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends what was started, as Ctrl-C does
     try:
         try:
             lock_file.parent.mkdir(exist_ok=True)
@@ -168,7 +174,11 @@ def main():
         except OSError as error:
             raise SetupError(f"{lock_file.parent} cannot be written ({error.strerror}).") from None
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # a second `make` waits for the first instead of tripping over it
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # a second `make` waits for the first instead of tripping over it
+                print("Another set-up is at work in this folder; waiting for it …", flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
             python = find_python()
             stamp = wanted_stamp(python)
             if current_stamp() != stamp:

@@ -54,6 +54,7 @@ def publish(path):
     partial = path.with_suffix(".partial")
     nbformat.write(notebook, partial)
     os.replace(partial, path)
+    FIGURES.mkdir(exist_ok=True)
     for figure in (PROJECT / "outputs" / path.stem).glob("figure.*"):  # the chapter's picture, for the README
         shutil.copyfile(figure, FIGURES / f"{path.stem}{figure.suffix}")
     print(f"{path.relative_to(PROJECT)}: outputs of {'the run that began ' + card['started'] if card else 'its run'}")

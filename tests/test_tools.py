@@ -565,6 +565,13 @@ def test_publishing(small_project):
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.source_sha256 == publish_notebook.source_sha256(notebook)
     assert notebook.cells[1].outputs[0].text == "one\ntwo\n" and notebook.cells[1].execution_count == 1
+    for folder, started in (("07_small", "then"), ("07_small-seed=2", "now")):  # the picture of this run, not another's
+        output = publish_notebook.PROJECT / "outputs" / folder
+        output.mkdir()
+        (output / "figure.svg").write_text(started)
+        (output / "run_card.json").write_text(json.dumps({"profile": "rehearsal", "started": started, "metrics": {}}))
+    publish_notebook.publish(path)
+    assert (publish_notebook.PROJECT / "book" / "figures" / "07_small.svg").read_text() == "now"
     before = path.read_bytes()
     notebook.cells[1].source = "print('three')"
     nbformat.write(notebook, path)

@@ -8,6 +8,7 @@ the code has moved on since. A chapter's picture (figure.svg, figure.png in the 
 """
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -15,8 +16,6 @@ from pathlib import Path
 
 import nbformat
 from run_notebooks import EXECUTED, PROJECT, choose_notebooks, run_card
-
-FIGURES = PROJECT / "book" / "figures"
 
 
 def code_of(notebook):
@@ -54,9 +53,11 @@ def publish(path):
     partial = path.with_suffix(".partial")
     nbformat.write(notebook, partial)
     os.replace(partial, path)
-    FIGURES.mkdir(exist_ok=True)
-    for figure in (PROJECT / "outputs" / path.stem).glob("figure.*"):  # the chapter's picture, for the README
-        shutil.copyfile(figure, FIGURES / f"{path.stem}{figure.suffix}")
+    for figure in PROJECT.glob(f"outputs/{path.stem}*/figure.*"):  # the chapter's picture, for the README
+        kept = figure.parent / "run_card.json"
+        if kept.exists() and json.loads(kept.read_text()) == card:
+            (PROJECT / "book" / "figures").mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(figure, PROJECT / "book" / "figures" / f"{path.stem}{figure.suffix}")
     print(f"{path.relative_to(PROJECT)}: outputs of {'the run that began ' + card['started'] if card else 'its run'}")
 
 

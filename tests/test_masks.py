@@ -20,7 +20,7 @@ TOOL = [
     {"role": "assistant", "thinking": "Kein Regen.", "content": "No."},
 ]  # fmt: skip
 NAMES = ["NotebookError", "find_response_markers", "label_rows", "complete_mask", "check_masks", "supervised_text", "tokenize_rows",
-         "keep_as_text", "left_out", "render", "show_mask", "reasoning_share", "compare_with_trl", "clean_messages"]  # fmt: skip
+         "keep_as_text", "left_out", "render", "show_mask", "mask_pieces", "reasoning_share", "compare_with_trl", "clean_messages"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_what_it_left_on_disk(card, folder):
         assert record["kind"] == {"full_main": "full", "merged": "merged"}.get(name, "adapter")
         assert record["family"] == "gemma" and "{user}" in record["prompt"]["user"]
     assert json.loads((folder / "qlora_main" / "training.json").read_text())["base"]["load_in_4bit"] is True
-    for name in ("accuracy", "memory", "loss"):
+    for name in ("accuracy", "figure", "loss"):
         assert (folder / f"{name}.png").stat().st_size > 5000
     slides = (folder / "slides.md").read_text()
     assert (

@@ -14,10 +14,6 @@ from conftest import NOTEBOOKS, PROJECT, code_cells
 from open_chapter import definitions_only, open_chapter, sections_of
 
 SOLUTIONS = sorted((PROJECT / "NoteBooks" / "solutions").glob("*.ipynb"))
-NOT_YET_RUN = {
-    "02",
-    "03",
-}  # written, their outputs not yet published: run them and publish them, then strike them here
 each_solution = pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem[:2])
 
 
@@ -49,9 +45,6 @@ def test_no_solution_is_without_a_chapter():
 def test_committed_outputs_are_of_one_clean_run_of_this_code(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    if path.name[:2] in NOT_YET_RUN:
-        assert "source_sha256" not in notebook.metadata, "it was published: strike it from NOT_YET_RUN"
-        pytest.skip("not yet run")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
@@ -91,6 +84,34 @@ def test_a_heading_or_a_parameter_that_is_not_the_chapters_is_refused():
         open_chapter("01", until="No such heading")
     with pytest.raises(ValueError, match="LERNING_RATE"):
         open_chapter("01", until="2 The data", LERNING_RATE=1)
+
+
+def test_a_chapter_that_fails_shows_what_it_said_and_ends(tmp_path, monkeypatch, capsys):
+    """In a kernel, what was captured is shown once, not again and again."""
+    import nbformat.v4 as v4
+    import open_chapter as opener
+    from IPython.core.interactiveshell import InteractiveShell
+
+    InteractiveShell.instance()
+    (tmp_path / "NoteBooks").mkdir()
+    parameters = v4.new_code_cell("MAX_STEPS = 1", metadata={"tags": ["parameters"]})
+    failing = v4.new_code_cell(
+        "from IPython.display import display\ndisplay('seen')\nprint('said')\nraise ValueError('broken')"
+    )
+    cells = [
+        v4.new_markdown_cell("## 1 Setup"),
+        parameters,
+        failing,
+        v4.new_markdown_cell("## 2 After"),
+        v4.new_code_cell("1"),
+    ]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "NoteBooks" / "07_small.ipynb")
+    monkeypatch.setattr(opener, "PROJECT", tmp_path)
+    with pytest.raises(ValueError, match="broken"):
+        open_chapter("07", until="2 After")
+    InteractiveShell.clear_instance()
+    said = capsys.readouterr().out
+    assert said.count("said") == 1 and said.count("seen") == 1
 
 
 def test_sections_and_definitions():

@@ -556,6 +556,19 @@ def test_make_run_hands_over_a_path_or_several_numbers_as_they_are(clone):
     assert list(ran.values()) == [["01_one", "02_two"], ["02_two"], ["01_one", "02_two"], ["own [x] é $"]]
 
 
+def test_a_run_that_failed_is_not_published(small_project, capfd):
+    """A solution has no run card, so the cells themselves have to say that they ran."""
+    path = small_project("# Solutions", "print('one')", "# then", "raise ValueError('no')", name="07_solutions")
+    (path.parent / "solutions").mkdir()
+    path = path.rename(path.parent / "solutions" / path.name)
+    sys.argv += [str(path)]
+    assert run_notebooks.main() == 1
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="did not run to its end without an error"):
+        publish_notebook.publish(path)
+    assert path.read_bytes() == before
+
+
 def test_publishing(small_project):
     path = small_project("# 07 · Small", "print('one')\nprint('two')", CARD)
     with pytest.raises(SystemExit, match="is not there; run `make run NOTEBOOK=07`"):

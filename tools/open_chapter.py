@@ -49,20 +49,20 @@ def open_chapter(number, until, skip=(), **parameters):
     if unknown:
         raise ValueError(f"{path.name} has no {sorted(unknown)}")
     chapter = types.ModuleType(f"chapter_{number}")
-    with capture_output() as captured:
-        for headings, cell in cells:
-            if until in headings:
-                break
-            whole = not set(skip) & set(headings)
-            tree = ast.parse(cell.source) if whole else definitions_only(cell.source)
-            try:
+    try:
+        with capture_output() as captured:
+            for headings, cell in cells:
+                if until in headings:
+                    break
+                whole = not set(skip) & set(headings)
+                tree = ast.parse(cell.source) if whole else definitions_only(cell.source)
                 exec(compile(tree, path.name, "exec"), vars(chapter))
-            except BaseException:
-                captured.show()
-                raise
-            if "parameters" in cell.metadata.get("tags", []):
-                vars(chapter).update({"NOTEBOOK": f"solutions/{number}", "PROFILE": "rehearsal", **parameters})
-        chapter.plt.close("all")
+                if "parameters" in cell.metadata.get("tags", []):
+                    vars(chapter).update({"NOTEBOOK": f"solutions/{number}", "PROFILE": "rehearsal", **parameters})
+            chapter.plt.close("all")
+    except BaseException:
+        captured.show()  # after the capture: within, it would show itself what it shows, without end
+        raise
     print(f"chapter {number}, opened before “{until}” in {time.perf_counter() - started:.0f} s", end="")
     print("".join(f"; {name}={value!r}" for name, value in parameters.items()))
     return chapter

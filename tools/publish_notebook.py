@@ -38,6 +38,9 @@ def publish(path):
     notebook, executed = nbformat.read(path, as_version=4), nbformat.read(executed_path, as_version=4)
     if code_of(notebook) != code_of(executed):
         raise SystemExit(f"publish: {path.name} has changed since it was run; run it again.")
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    if any(cell.execution_count is None or any(out.output_type == "error" for out in cell.outputs) for cell in ran):
+        raise SystemExit(f"publish: {executed_path.name} did not run to its end without an error.")
     card = run_card(executed_path)
     if path.parent.name != "solutions" and (card is None or card["profile"] != "rehearsal"):
         raise SystemExit(f"publish: {executed_path.name} is not a finished rehearsal.")

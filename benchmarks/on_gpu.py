@@ -30,7 +30,9 @@ FEW = {  # values that limit the time of a run in the full profile, and nothing 
     "03": {"MAX_STEPS": 3, "EVAL_STEPS": 3, "MAX_NEW_TOKENS": 8, "RECITED": 2, "TRACKER": "none"},
     "04": {"MAX_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 8, "MERGE_TOLERANCE": 1.0},
 }  # fmt: skip
-AT_FULL_SHAPE = {"04": {"RUNS": ["lora main", "qlora main", "full main"], "MERGE": False}}  # 18 GB of disk a copy
+AT_FULL_SHAPE = {
+    "04": {"RUNS": ["lora main", "qlora main", "full main"], "MERGE": False, "SAVE_STEPS": 0}
+}  # for the disk
 KEPT = ("notebook", "started", "device", "versions", "model", "plan", "trainable_parameters", "phases", "parity")
 
 

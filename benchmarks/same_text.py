@@ -24,7 +24,6 @@ STEPS = {
     "EVAL_STEPS": 12,
     "SAVE_STEPS": 12,
     "MAX_NEW_TOKENS": 8,
-    "PROMPTS_LIMIT": 1,
     "TRACKER": "none",
 }
 

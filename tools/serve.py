@@ -96,27 +96,27 @@ def response_template(family, chat_template):
     return None
 
 
-def environment():
-    """Return the interpreter of the server's environment, made anew where its list of packages or .finetuning changed.
+def environment(own=OWN, requirements=REQUIREMENTS):
+    """Return the interpreter of an environment on top of .finetuning, made anew where its list of packages changed.
 
-    It sees the packages of .finetuning, and has those of requirements-serve.txt before them.
+    It sees the packages of .finetuning, and has those of `requirements` before them.
     """
-    below, stamp, python = ENVIRONMENT / "bin" / "python", OWN / "stamp", OWN / "bin" / "python"
+    below, stamp, python = ENVIRONMENT / "bin" / "python", own / "stamp", own / "bin" / "python"
     packages = next(ENVIRONMENT.glob("lib/python3*/site-packages"), None)
     if packages is None or not below.exists():
         raise SetupError(f"{shown(ENVIRONMENT)} is not there. Run `make setup` first.")
-    lists = [REQUIREMENTS.read_bytes(), (PROJECT / "requirements.lock.txt").read_bytes(), str(packages).encode()]
+    lists = [requirements.read_bytes(), (PROJECT / "requirements.lock.txt").read_bytes(), str(packages).encode()]
     wanted = hashlib.sha256(b"\0".join(lists)).hexdigest()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"Making {shown(OWN)} for the server …", flush=True)
-    run([str(below), "-m", "venv", "--without-pip", "--clear", str(OWN)], "Making the server's environment")
+    print(f"Making {shown(own)} …", flush=True)
+    run([str(below), "-m", "venv", "--without-pip", "--clear", str(own)], f"Making {shown(own)}")
     uv = shutil.which("uv") or shutil.which(str(ENVIRONMENT / "bin" / "uv"))
     pip = [str(below), "-m", "pip"]
     install = [uv, "pip", "install", "--python", str(python)] if uv else [*pip, "--python", str(python), "install"]
-    purpose = f"Installing {REQUIREMENTS.name} (is a package registry reachable?)"
-    run([*install, "--no-deps", "-r", str(REQUIREMENTS)], purpose, uv_environment(pip) if uv else None)
-    next(OWN.glob("lib/python3*/site-packages")).joinpath("finetuning.pth").write_text(f"{packages.resolve()}\n")
+    purpose = f"Installing {requirements.name} (is a package registry reachable?)"
+    run([*install, "--no-deps", "-r", str(requirements)], purpose, uv_environment(pip) if uv else None)
+    next(own.glob("lib/python3*/site-packages")).joinpath("finetuning.pth").write_text(f"{packages.resolve()}\n")
     stamp.write_text(wanted)
     return python
 

@@ -253,6 +253,15 @@ class Scenarios:
         self.hub.faults.append(Fault("/api/*/tree/*", "missing", 10**6))
         return self.verify(QWEN, self.models[QWEN])
 
+    def pickles_alone(self):
+        name, folder = "reader/pickled", self.hub.uploads / "models/reader/pickled"
+        self.hub.private[f"models/{name}"], self.hub.revisions[f"models/{name}"] = False, "1" * 40
+        self.hub.names[f"models/{name}"] = f"models/{name}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "pytorch_model.bin").write_bytes(b"not read")
+        return self.verify(name, "main")
+
     def verify_what_is_gated(self):
         self.hub.faults.append(Fault(f"*{GEMMA}/resolve*", "gated", 10**6))
         return self.verify(GEMMA, self.models[GEMMA])

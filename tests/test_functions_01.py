@@ -556,14 +556,16 @@ def test_outputs_that_cannot_be_written(nb, tmp_path):
 def test_a_tracker_that_is_missing_costs_a_sentence(notebook_01, setup_01, capsys, monkeypatch, tmp_path):
     from conftest import lift
 
-    for variable, setting in (("TRACKIO_DIR", str(tmp_path)), ("SWANLAB_MODE", "offline"), ("WANDB_MODE", "offline")):
-        monkeypatch.setenv(variable, setting)  # the notebook sets them, and a rehearsal after this would inherit them
+    for variable in ("TRACKIO_DIR", "SWANLAB_LOG_DIR", "WANDB_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))  # the notebook sets them: a rehearsal would inherit them
+    for variable in ("SWANLAB_MODE", "WANDB_MODE"):
+        monkeypatch.setenv(variable, "offline")
     namespace = {**setup_01, **lift(notebook_01, "choose_tracker")}
     choose = lift(notebook_01, "choose_tracker")["choose_tracker"]
     choose.__globals__.update({key: namespace[key] for key in ("OUTPUT", "NOTEBOOK")})
     assert choose("none") == "none"
     assert choose("swanlab") == "none"  # not in the lock
-    assert "the run goes on without it" in capsys.readouterr().out
+    assert "the run goes on without it" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
 def test_the_first_non_finite_loss_stops_the_run(notebook_01):

@@ -269,6 +269,10 @@ def test_what_is_not_verified(came):
     is_one_sentence(came["verify_what_is_gated"], GEMMA, "GatedRepoError", "hf auth login")
 
 
+def test_a_repository_of_pickles_alone_is_refused(came):
+    is_one_sentence(came["pickles_alone"], "reader/pickled holds no weights as safetensors, only pytorch_model.bin")
+
+
 def test_the_command_gives_its_environment_and_passes_the_exit_status_on(tmp_path):
     """It builds, serves and runs; no model is built for a shape that nobody asked for."""
     show = "import os, urllib.request as u; a = os.environ['HF_ENDPOINT']; print(a, os.environ['PROFILE'], "

@@ -143,13 +143,13 @@ def merge_adapter(adapter, target):
     Nothing is done where `target` is the merge of these very files. SavedError: the base is not on this disk, holds
     packed weights, or is not the one that the adapter was made for.
     """
+    only_safetensors(adapter)
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     record, weights = record_of(adapter), adapter / "adapter_model.safetensors"
-    only_safetensors(adapter)
     base = base_folder(record)
     if base is None:
         raise SavedError(

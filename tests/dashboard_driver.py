@@ -11,7 +11,7 @@ import sys
 from playwright.sync_api import sync_playwright
 
 DRAWN = """() => [...document.querySelectorAll('svg path, canvas')].filter(
-  mark => mark.tagName === 'canvas' || (mark.getAttribute('d') || '').split(/[LC]/).length > 4).length"""
+  mark => mark.tagName.toLowerCase() === 'canvas' || (mark.getAttribute('d') || '').split(/[LC]/).length > 4).length"""
 
 
 def main(chromium, url, picture, words):

@@ -60,7 +60,7 @@ drift: setup ## which claims about libraries a newer release would break; NEWER=
 	@$(PYTHON_HERE) tools/drift.py $(if $(strip $(NEWER)),--newer $(NEWER))
 
 clean: ## remove the environment and what the tools made in outputs/; says what stays
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/drift-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/lab-env outputs/serve-env outputs/swift-env outputs/llama.cpp outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/drift-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/lab-env outputs/serve-env outputs/swift-env outputs/tracker-env outputs/llama.cpp outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
 	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "tools"))
@@ -74,7 +75,7 @@ def peak_bytes():
 def measure(size):
     """Run all steps on `size` rows; return {"rows", "seconds": {step: s}, "peak_bytes", "mixture"}."""
     nb, seconds = lift(NOTEBOOK, *NAMES, without=HEAVY), {}
-    nb["ANSWER_LANGUAGE"] = "en"
+    nb |= {"ANSWER_LANGUAGE": "en", "tokenizer": SimpleNamespace(added_tokens_decoder={})}
     base = peak_bytes()
     folder = Path(tempfile.mkdtemp(prefix="data_mix-"))
     names = {"emoji": nb["normalize_emoji"], "cmath": nb["normalize_cmath"], "mawps": nb["normalize_mawps"]}

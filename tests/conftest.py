@@ -27,9 +27,23 @@ SHORT = {  # number of the notebook: what makes a rehearsal run every cell, chec
         "LIMIT": 4,
         "MAX_NEW_TOKENS": {"emoji": 16, "cmath": 8, "mawps": 8, "json_only": 16, "tool_calls": 8, "language": 8},
     },
-    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16, "RECITED": 2, "TRACKER": "none"},
+    "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16, "RECITED": 2},
     "04": {"MAX_STEPS": 6, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 16, "MERGE_TOLERANCE": 1.0},
 }
+
+PLANTED = {  # no process may write these anywhere
+    "HF_TOKEN": "hf_PlantedByATestAndNoToken0123456789",
+    "WANDB_API_KEY": "0badc0de5eed0badc0de5eed0badc0de5eed0bad",
+    "SWANLAB_API_KEY": "PlantedSwanLabKey0123",
+}
+WATCH = str(PROJECT / "tests" / "watch")  # in PYTHONPATH: writes down who looks outside this machine
+
+
+def leaks(*places):
+    """Return [(file, name of the token)] of all files in these files and folders that hold a planted token."""
+    files = [file for place in places for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    return [(str(file), name) for file in files if file.is_file() and not file.is_symlink()
+            for name, token in PLANTED.items() if token.encode() in file.read_bytes()]  # fmt: skip
 
 
 def rehearsals():
@@ -182,7 +196,8 @@ def notebook_with(number, path, parameters):
 def rehearse(number):
     """Run one notebook as `make run` does; yield (finished process, run card, executed notebook).
 
-    What a short rehearsal writes is removed in the end: its folder belongs to the reader's own run.
+    Tokens are planted in its environment, and the network is cut; `.outside` of the finished process are the hosts that
+    were looked for. What a short rehearsal writes is removed in the end: its folder belongs to the reader's own run.
     """
     import run_notebooks
 
@@ -193,10 +208,17 @@ def rehearse(number):
         stem = short.stem
     executed = run_notebooks.EXECUTED / f"{stem}_executed.ipynb"
     command = [sys.executable, str(PROJECT / "tools" / "run_notebooks.py"), str(short) if short.exists() else number]
+    outside = run_notebooks.EXECUTED / f".{number}_outside.txt"
+    outside.parent.mkdir(parents=True, exist_ok=True)
+    outside.write_text("")
+    environment = {**os.environ, **PLANTED, "PYTHONPATH": WATCH, "OUTSIDE": str(outside), "CUT": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)  # a rehearsal stays off the network by itself
     try:
-        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
+        result.outside = outside.read_text().splitlines()
     finally:
         short.unlink(missing_ok=True)
+        outside.unlink()
     card = run_notebooks.run_card(executed)
     yield result, card, nbformat.read(executed, as_version=4)
     if rehearsals() == "short":

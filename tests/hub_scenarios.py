@@ -7,6 +7,7 @@ libraries do when they are imported. Every scenario has a cache of its own; one 
 {scenario: what came of it}.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 import traceback
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -35,8 +38,9 @@ def notebook(number):
     """Return a namespace with a notebook's own road to the Hub, its data and its model."""
     from notebook_code import lift
 
-    names = {"01": ["check_model", "PACKED", "packing", "weights_of", "weight_gib", "read_rows", "read_jsonl", "verify_download"], "02": ["read_source", "read_lines", "verify_download"],
-             "04": ["read_form", "read_rows", "read_jsonl", "verify_download"]}[number]  # fmt: skip
+    names = {"01": ["check_model", "PACKED", "packing", "weights_of", "weight_gib", "read_rows", "read_jsonl", "verify_download", "only_safetensors", "write_file", "check_push", "model_card", "push_to_hub"],
+             "02": ["read_source", "read_lines", "verify_download", "only_safetensors"],
+             "04": ["read_form", "read_rows", "read_jsonl", "verify_download", "only_safetensors"]}[number]  # fmt: skip
     path = next((PROJECT / "NoteBooks").glob(f"{number}_*.ipynb"))
     heavy = ("unsloth", "trl", "peft", "lingua", "matplotlib", "IPython", "safetensors", "ipywidgets", "emoji")
     space = lift(path, *names, without=heavy)
@@ -241,7 +245,7 @@ class Scenarios:
 
     def nothing_to_verify(self):
         before = len(self.hub.requests)
-        local = self.verify("outputs", "main")
+        local = self.verify("data", "main", "DATASET")
         return [local, len(self.hub.requests) - before]
 
     def verify_without_a_listing(self):
@@ -249,9 +253,97 @@ class Scenarios:
         self.hub.faults.append(Fault("/api/*/tree/*", "missing", 10**6))
         return self.verify(QWEN, self.models[QWEN])
 
+    def pickles_alone(self):
+        name, folder = "reader/pickled", self.hub.uploads / "models/reader/pickled"
+        self.hub.private[f"models/{name}"], self.hub.revisions[f"models/{name}"] = False, "1" * 40
+        self.hub.names[f"models/{name}"] = f"models/{name}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        (folder / "pytorch_model.bin").write_bytes(b"not read")
+        return self.verify(name, "main")
+
     def verify_what_is_gated(self):
         self.hub.faults.append(Fault(f"*{GEMMA}/resolve*", "gated", 10**6))
         return self.verify(GEMMA, self.models[GEMMA])
+
+    def push(self, repository, token=TOKEN):
+        """Save an adapter and a merged copy in a run's folder, push them; return (folder, what was printed, sentence)."""
+        space, output = self.notebooks["01"], Path(tempfile.mkdtemp(dir=self.cache)) / "run"
+        space.update(ROOT=output.parent, NOTEBOOK="01_of_nobody", PROFILE="full", CARD={
+            "started": "2026-11-28T00:00:00+00:00", "device": "CPU", "metrics": {
+                "before": {"harmony_parsed": {"value": 0.25, "n": 40}}, "after": {
+                    "harmony_parsed": {"value": 0.975, "n": 40}, "supervised": {"value": 1.0, "n": 9}}}})  # fmt: skip
+        for name, weights in {"adapter": "adapter_model.safetensors", "merged": "model.safetensors"}.items():
+            (output / name).mkdir(parents=True)
+            (output / name / weights).write_bytes(os.urandom(3 * 2**20))
+            record = {"notebook": "01_of_nobody", "kind": name, "started": "2026-11-28T00:00:00+00:00",
+                      "base": {"id": QWEN, "revision": self.models[QWEN]}, "parameters": {"LORA_RANK": 8},
+                      "data": {"id": THINKING, "revision": "main"}}  # fmt: skip
+            (output / name / "training.json").write_text(json.dumps(record))
+        for path in ("replies.jsonl", "checkpoints/checkpoint-2/optimizer.pt", ".adapter-partial/training.json"):
+            (output / path).parent.mkdir(parents=True, exist_ok=True)
+            (output / path).write_text("{}")
+        os.environ |= {"HF_TOKEN": token} if token else {}
+        try:
+            with redirect_stdout(StringIO()) as printed:
+                told = sentence(space["push_to_hub"], repository, output)
+        finally:
+            os.environ.pop("HF_TOKEN", None)
+        return output, printed.getvalue(), told
+
+    def pushed(self, repository, output, name):
+        """Return whether a pushed repository is private, and whether its files are those of a saved folder."""
+        from huggingface_hub import HfApi, snapshot_download
+
+        arrived = Path(snapshot_download(repository, token=TOKEN))
+        files = {path.name: self.digest(path) for path in (output / name).iterdir()}
+        return [HfApi().model_info(repository, token=TOKEN).private,
+                files == {path.name: self.digest(path) for path in arrived.iterdir()}, sorted(files)]  # fmt: skip
+
+    def push_nothing(self):
+        _, printed, told = self.push("")
+        return [printed, told, len(self.hub.requests)]
+
+    def push_what_was_saved(self):
+        output, printed, told = self.push("reader/habit")
+        writes = [[method, path] for method, path, status in self.hub.requests if method != "GET"]
+        stranger = error_of(self.notebooks["01"]["HfApi"]().model_info, "reader/habit")
+        return [told, printed, writes, self.pushed("reader/habit", output, "adapter"),
+                self.pushed("reader/habit-merged", output, "merged"), stranger,
+                (output / "adapter" / "README.md").read_text()]  # fmt: skip
+
+    def push_again(self):
+        self.push("reader/twice")
+        output, _, told = self.push("reader/twice")
+        return [told, *self.pushed("reader/twice", output, "adapter")]
+
+    def push_to_what_is_public(self):
+        self.hub.private["models/reader/open"] = False
+        self.hub.names["models/reader/open"] = "models/reader/open"
+        self.hub.revisions["models/reader/open"] = "0" * 40
+        (self.hub.uploads / "models/reader/open").mkdir(parents=True)
+        told = self.push("reader/open")[2]
+        return [told, len(list((self.hub.uploads / "models/reader/open").iterdir()))]
+
+    def push_that_fails(self):
+        told = [self.push("habit")[2], self.push("reader/habit", token=None)[2]]
+        for kind, pattern in (
+            ("read_only", "/api/repos/create"),
+            ("read_only", "*/commit/*"),
+            ("gated", "/api/repos/*"),
+        ):
+            self.hub.faults[:] = [Fault(pattern, kind, 10**6)]
+            _, printed, text = self.push(f"reader/{kind}")
+            told.append(text if "adapter goes to " in printed else "nothing was said before it was done")
+        self.hub.faults.clear()
+        space = self.notebooks["01"]
+        space["is_offline_mode"], kept = (lambda: True), space["is_offline_mode"]
+        told.append(self.push("reader/habit")[2])
+        space["is_offline_mode"], api = kept, space["HfApi"]
+        space["HfApi"] = functools.partial(api, endpoint="http://127.0.0.1:9")
+        told.append(self.push("reader/habit")[2])
+        space["HfApi"] = api
+        return told
 
     def long_waits(self):
         """Return the seconds, one or more, that somebody asked to sleep."""
@@ -263,13 +355,14 @@ class Scenarios:
                    for kind, path, answer in self.hub.requests)  # fmt: skip
 
 
-HELPERS = ("digest", "weights", "verify", "statuses", "long_waits")
+HELPERS = ("digest", "weights", "verify", "push", "pushed", "statuses", "long_waits")
 
 
 def main(folder):
     """Run all scenarios, without sleeping through their waits; print what came of them."""
     sleep = time.sleep
-    with Hub(folder, stand_in_hub.all_revisions()) as hub, tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryDirectory() as uploads, \
+            Hub(folder, stand_in_hub.all_revisions(), uploads=Path(uploads)) as hub:  # fmt: skip
         environment = {**hub.environment(Path(cache)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         os.environ.clear()
         os.environ.update(environment)

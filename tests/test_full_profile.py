@@ -4,13 +4,15 @@ Models of the true architectures, narrow and with random weights, under their tr
 limits time is overridden; model, data, revisions, precision, batch, ranks and checks are the full profile's own.
 """
 
+import re
 import shutil
 import subprocess
 import sys
 
+import nbformat
 import pytest
 import stand_in_hub
-from conftest import PROJECT, notebook_with
+from conftest import PLANTED, PROJECT, WATCH, leaks, notebook_with
 from run_notebooks import run_card
 
 sys.path.insert(0, str(PROJECT / "benchmarks"))
@@ -18,32 +20,12 @@ from on_gpu import FEW  # noqa: E402
 
 pytestmark = pytest.mark.long
 
-WATCH = '''"""Write down every address outside this machine that Python opens a connection to, or asks the name of."""
-import os
-import sys
-
-
-def watch(event, arguments):
-    if event == "socket.connect" and isinstance(arguments[1], tuple):
-        host = arguments[1][0]
-    elif event == "socket.getaddrinfo":
-        host = arguments[0]
-    else:
-        return
-    host = host.decode() if isinstance(host, bytes) else host
-    if host not in (None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0"):
-        with open(os.environ["OUTSIDE"], "a") as record:
-            record.write(f"{event} {host}\\n")
-
-
-sys.addaudithook(watch)
-'''
-
 
 @pytest.fixture(scope="module")
-def hub(stand_in_root):
-    """The stand-in Hub, running."""
-    with stand_in_hub.Hub(stand_in_root, stand_in_hub.all_revisions()) as hub:
+def hub(stand_in_root, tmp_path_factory):
+    """The stand-in Hub, running; what is pushed goes to a folder of its own."""
+    uploads = tmp_path_factory.mktemp("uploads")
+    with stand_in_hub.Hub(stand_in_root, stand_in_hub.all_revisions(), uploads=uploads) as hub:
         yield hub
 
 
@@ -51,15 +33,13 @@ def execute(number, hub, folder, **parameters):
     """Run a notebook in the full profile; return (finished process, executed copy, hosts outside this machine)."""
     copy = PROJECT / "outputs" / f".{folder.name}.ipynb"  # below the project, so that the notebook finds its root
     notebook_with(number, copy, parameters)
-    (folder / "watch").mkdir()
-    (folder / "watch" / "sitecustomize.py").write_text(WATCH)
     outside, executed = folder / "outside.txt", folder / "executed.ipynb"
     outside.touch()
     command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", "--log-level", "ERROR"]
     command += ["--config", "tools/nbconvert_config.py", "--ExecutePreprocessor.timeout=1800"]
     command += ["--output-dir", str(folder), "--output", executed.name, str(copy)]
     environment = {**hub.environment(folder / "home"), "EXECUTED_PARTIAL": str(executed), "OUTSIDE": str(outside),
-                   "PYTHONPATH": str(folder / "watch"), "JUPYTER_PREFER_ENV_PATH": "1"}  # fmt: skip
+                   "PYTHONPATH": WATCH, "JUPYTER_PREFER_ENV_PATH": "1", "HF_TOKEN": PLANTED["HF_TOKEN"]}  # fmt: skip
     try:
         result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=environment)
     finally:
@@ -69,16 +49,25 @@ def execute(number, hub, folder, **parameters):
 
 @pytest.fixture(scope="module")
 def run(hub, tmp_path_factory):
-    """Return what runs a notebook once: (run card, requests to the hub, hosts outside); its outputs go away again."""
+    """Return what runs a notebook once, pushing: (run card, requests to the hub, hosts outside, executed copy, folder).
+
+    What a run leaves in outputs/ goes away in the end.
+    """
     runs, before = {}, set((PROJECT / "outputs").iterdir())
 
     def once(number):
         if number not in runs:
             hub.requests.clear()
             folder = tmp_path_factory.mktemp(f"full-{number}")
-            result, executed, outside = execute(number, hub, folder, **FEW[number])
+            seen = set((PROJECT / "outputs").iterdir())
+            result, executed, outside = execute(
+                number, hub, folder, **FEW[number], PUSH_TO_HUB=f"reader/model-{number}"
+            )
             assert result.returncode == 0, result.stderr[-4000:]
-            runs[number] = run_card(executed), list(hub.requests), outside
+            [output] = [
+                path for path in set((PROJECT / "outputs").iterdir()) - seen if (path / "run_card.json").exists()
+            ]
+            runs[number] = run_card(executed), list(hub.requests), outside, executed, output
         return runs[number]
 
     yield once
@@ -88,13 +77,15 @@ def run(hub, tmp_path_factory):
 
 
 def test_the_watch_sees_who_looks_outside(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(WATCH)
     (tmp_path / "outside.txt").touch()
     look = "import socket\ntry: socket.create_connection(('nowhere.invalid', 80), 1)\nexcept OSError: pass\n"
-    look += "try: socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError: pass"
-    environment = {"PYTHONPATH": str(tmp_path), "OUTSIDE": str(tmp_path / "outside.txt")}
-    subprocess.run([sys.executable, "-c", look], env=environment, check=True)
-    assert (tmp_path / "outside.txt").read_text() == "socket.getaddrinfo nowhere.invalid\n"
+    look += "try: socket.create_connection(('127.0.0.1', 9), 1)\nexcept OSError: pass\n"
+    look += "try: socket.socket().connect(('192.0.2.1', 80))\nexcept OSError as error: print(error)"
+    environment = {"PYTHONPATH": WATCH, "OUTSIDE": str(tmp_path / "outside.txt"), "CUT": "1"}
+    result = subprocess.run([sys.executable, "-c", look], env=environment, check=True, capture_output=True, text=True)
+    assert "unreachable (tests/watch)" in result.stdout
+    seen = (tmp_path / "outside.txt").read_text().splitlines()
+    assert seen == ["socket.getaddrinfo nowhere.invalid", "socket.connect 192.0.2.1"]
 
 
 PARITY = {
@@ -116,7 +107,7 @@ def asked(requests, kind, name, revision):
 
 @pytest.mark.parametrize("number", sorted(FEW))
 def test_the_full_profile_runs_to_its_end(run, number):
-    card, requests, outside = run(number)
+    card, requests, outside, _, _ = run(number)
     values = stand_in_hub.parameters(number)
     assert card["profile"] == "full" and card["device"] == "CPU"
     assert card["model"] == {"id": values["MODEL"], "revision": values["MODEL_REVISION"]}
@@ -132,7 +123,7 @@ def test_the_full_profile_runs_to_its_end(run, number):
 
 @pytest.mark.parametrize("number", ["01", "02", "04"])
 def test_the_data_sets_are_the_hubs_at_their_revisions(run, number):
-    card, requests, _ = run(number)
+    card, requests, *_ = run(number)
     values = stand_in_hub.parameters(number)
     if number == "02":
         pinned = {pool: place[:2] for pool, place in values["SOURCES"].items()}
@@ -148,6 +139,56 @@ def test_the_data_sets_are_the_hubs_at_their_revisions(run, number):
 
 
 def test_notebook_03_reads_the_sample_books(run):
-    card, requests, _ = run("03")
+    card, requests, *_ = run("03")
     assert not [path for _, path, _ in requests if "/datasets/" in path]
     assert len(card["dataset"]["id"]) == len(card["dataset"]["revision"]) == 2
+
+
+ABOUT = re.compile(r"^(?:/api)?/(?:big-files/)?(?:models/|datasets/)?([^/]+/[^/?]+)")
+WITHOUT_A_NAME = {"/api/repos/create", "/api/validate-yaml"}  # of a push; what it is about stands in the body
+
+
+def what_is_asked(requests):
+    """Return {repository: {methods}} of a run's requests to the Hub; those of a push that name none are left out."""
+    found = {}
+    for method, path, _ in requests:
+        if path not in WITHOUT_A_NAME and not path.startswith("/lfs/"):
+            found.setdefault(ABOUT.match(path)[1].removesuffix(".git"), set()).add(method)
+    return found
+
+
+@pytest.mark.parametrize("number", sorted(FEW))
+def test_the_hub_is_asked_for_nothing_that_the_page_does_not_name(run, number):
+    """Each repository stands in what the notebook printed; only pushed ones are written to, and those were announced."""
+    _, requests, _, executed, _ = run(number)
+    printed = "".join(output.get("text", "") for cell in nbformat.read(executed, as_version=4).cells
+                      for output in cell.get("outputs", []))  # fmt: skip
+    asked_for = what_is_asked(requests)
+    assert not [name for name in asked_for if name not in printed], (sorted(asked_for), printed[:2000])
+    pushed = {name for name in asked_for if name.startswith("reader/")}
+    assert f"reader/model-{number}" in pushed or number == "04"
+    for name, methods in asked_for.items():
+        assert methods <= ({"GET", "HEAD", "POST"} if name in pushed else {"GET", "HEAD"}), (name, methods)
+
+
+@pytest.mark.parametrize("number", sorted(FEW))
+def test_what_was_saved_is_pushed_private_and_whole(run, hub, number):
+    _, _, _, _, output = run(number)
+    saved = {path.parent.name: path.parent for path in output.glob("[!.]*/training.json")}
+    targets = {name: f"reader/model-{number}" + ("" if name == "adapter" else f"-{name}") for name in saved}
+    assert saved and {name for name in hub.private if f"model-{number}" in name} == {
+        f"models/{target}" for target in targets.values()}  # fmt: skip
+    for name, folder in saved.items():
+        arrived = hub.uploads / "models" / targets[name]
+        assert hub.private[f"models/{targets[name]}"] is True
+        assert {path.name: path.read_bytes() for path in arrived.iterdir()} == {
+            path.name: path.read_bytes() for path in folder.iterdir()}  # fmt: skip
+        assert not [
+            path.name for path in arrived.iterdir() if path.suffix in (".pt", ".jsonl", ".arrow", ".bin", ".db")
+        ]
+
+
+@pytest.mark.parametrize("number", sorted(FEW))
+def test_the_token_that_pushed_is_written_nowhere(run, hub, number):
+    *_, executed, output = run(number)
+    assert not leaks(executed.parent, output, hub.uploads)

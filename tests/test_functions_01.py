@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 from conftest import PROJECT
@@ -556,14 +557,35 @@ def test_outputs_that_cannot_be_written(nb, tmp_path):
 def test_a_tracker_that_is_missing_costs_a_sentence(notebook_01, setup_01, capsys, monkeypatch, tmp_path):
     from conftest import lift
 
-    for variable, setting in (("TRACKIO_DIR", str(tmp_path)), ("SWANLAB_MODE", "offline"), ("WANDB_MODE", "offline")):
-        monkeypatch.setenv(variable, setting)  # the notebook sets them, and a rehearsal after this would inherit them
+    for variable in ("TRACKIO_DIR", "SWANLAB_LOG_DIR", "WANDB_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))  # the notebook sets them: a rehearsal would inherit them
+    for variable in ("SWANLAB_MODE", "WANDB_MODE"):
+        monkeypatch.setenv(variable, "offline")
     namespace = {**setup_01, **lift(notebook_01, "choose_tracker")}
     choose = lift(notebook_01, "choose_tracker")["choose_tracker"]
     choose.__globals__.update({key: namespace[key] for key in ("OUTPUT", "NOTEBOOK")})
     assert choose("none") == "none"
     assert choose("swanlab") == "none"  # not in the lock
-    assert "the run goes on without it" in capsys.readouterr().out
+    assert "the run goes on without it" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_the_trainer_cannot_start_costs_a_sentence(setup_01, capsys, monkeypatch, tmp_path):
+    """transformers asks SwanLab for its run before there is one; newer releases raise there."""
+    import types
+
+    def get_run():
+        raise RuntimeError("No active Run.")
+
+    monkeypatch.setenv("SWANLAB_LOG_DIR", str(tmp_path))
+    monkeypatch.setenv("SWANLAB_MODE", "offline")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    fake = types.SimpleNamespace(init=lambda **_: None, finish=lambda: None, get_run=get_run)
+    monkeypatch.setitem(sys.modules, "swanlab", fake)
+    assert setup_01["choose_tracker"]("swanlab") == "none"
+    assert "The tracker swanlab cannot be used (RuntimeError: No active Run.)" in capsys.readouterr().out
+    fake.get_run = lambda: None
+    assert setup_01["choose_tracker"]("swanlab") == "swanlab"
+    assert "recorded by swanlab; to look: swanlab sync" in capsys.readouterr().out
 
 
 def test_the_first_non_finite_loss_stops_the_run(notebook_01):

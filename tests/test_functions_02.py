@@ -545,8 +545,9 @@ def test_which_turns_learn(nb):
 
 
 def test_typed_control_tokens_are_refused_and_counted(nb):
-    row = nb.normalize_alpaca({"instruction": "Hi<|im_end|>", "output": "Hello"})
     good = nb.normalize_alpaca({"instruction": "Hi", "output": "Hello"})
+    row = nb.normalize_alpaca({"instruction": "Hi.", "output": "Hello"})
+    row["messages"][0]["content"] = "Hi<|im_end|>"  # as pools from the disk (POOLS) may bring it
     dataset, dropped = nb.tokenize_rows([row, good])
     assert len(dataset) == 1 and dropped == {"control token typed in the text": 1}
     with pytest.raises(nb.NotebookError, match="No row is left to train on"):
@@ -560,6 +561,27 @@ def test_typed_control_tokens_are_refused_and_counted(nb):
     described = tool["tools"].replace("description", "<|im_start|>", 1)
     for row in (tool | {"messages": spoilt}, tool | {"tools": described}):
         assert nb.tokenize_rows([row, good])[1] == {"control token typed in the text": 1}
+
+
+def test_typed_control_tokens_are_in_no_export(nb, tmp_path):
+    """Every added token, in every place of a row: refused where rows are made, so neither pools nor mixture hold one."""
+    from datasets import load_from_disk
+
+    tokens = [token for token in nb.tokenizer.get_added_vocab() if token.startswith("<")]
+    assert {"<|im_start|>", "<|im_end|>", "<tool_call>", "<|endoftext|>"} <= set(tokens)
+    hostile = [{"instruction": f"Hi {token}", "output": "Hello"} for token in tokens]
+    hostile += [{"instruction": "Hi", "output": f"Hello{token}you"} for token in tokens if "think" not in token]
+    hostile += [{"instruction": "Hi", "output": "Hello", "history": [[f"a{token}", "b"]]} for token in tokens]
+    rows, refused = nb.build_pool([*hostile, {"instruction": "Hi", "output": "Hello"}], nb.normalize_alpaca)
+    assert len(rows) == 1 and refused == {"control token typed in the text": len(hostile)}
+    tool = {**next(row for row in nb.raw["tool_calls"][0]), "tools": [{"type": "function", "function": {
+        "name": "rain", "description": "<|im_start|>system", "parameters": {"type": "object", "properties": {}}}}]}  # fmt: skip
+    assert not len(nb.build_pool([tool], nb.normalize_tools)[0])
+    nb.export_mixture(rows, tmp_path / "mixture")
+    exported = (tmp_path / "mixture" / "mixture.jsonl").read_text() + str(
+        load_from_disk(tmp_path / "mixture" / "arrow")[:]
+    )
+    assert not [token for token in tokens if token in exported]
 
 
 # Numbers in replies as Qwen writes them

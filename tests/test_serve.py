@@ -139,7 +139,7 @@ def test_what_cannot_be_merged_is_told(small, tmp_path):
     save_record(adapter, "no/such-base", "a template")
     assert "an adapter for no/such-base, which is not on this disk" in refused(saved.merge_adapter, adapter, target)
     weights.unlink()
-    assert "holds no adapter_model.safetensors" in refused(saved.merge_adapter, adapter, target)
+    assert "holds no weights as safetensors" in refused(saved.merge_adapter, adapter, target)
 
 
 # ---- the server, without one ----

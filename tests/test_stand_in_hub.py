@@ -6,6 +6,7 @@ The libraries read the Hub's address when they are imported, so one child proces
 import hashlib
 import http.client
 import json
+import re
 import subprocess
 import sys
 
@@ -268,6 +269,10 @@ def test_what_is_not_verified(came):
     is_one_sentence(came["verify_what_is_gated"], GEMMA, "GatedRepoError", "hf auth login")
 
 
+def test_a_repository_of_pickles_alone_is_refused(came):
+    is_one_sentence(came["pickles_alone"], "reader/pickled holds no weights as safetensors, only pytorch_model.bin")
+
+
 def test_the_command_gives_its_environment_and_passes_the_exit_status_on(tmp_path):
     """It builds, serves and runs; no model is built for a shape that nobody asked for."""
     show = "import os, urllib.request as u; a = os.environ['HF_ENDPOINT']; print(a, os.environ['PROFILE'], "
@@ -279,6 +284,56 @@ def test_the_command_gives_its_environment_and_passes_the_exit_status_on(tmp_pat
     url, profile, home, status = result.stdout.split()
     assert url.startswith("http://127.0.0.1:") and (profile, status) == ("full", "200")
     assert home == str(tmp_path / "tiny" / "home")
+
+
+def test_nothing_is_pushed_unless_asked(came):
+    assert came["push_nothing"] == ["", "no error: None", 0]
+
+
+def test_what_is_pushed_is_said_before_and_arrives_private_and_equal(came):
+    """Adapter and merged copy alone: no replies, no checkpoint, no half-written folder."""
+    told, printed, writes, adapter, merged, stranger, card = came["push_what_was_saved"]
+    assert told == "no error: None"
+    files = {"adapter": ["README.md", "adapter_model.safetensors", "training.json"],
+             "merged": ["README.md", "model.safetensors", "training.json"]}  # fmt: skip
+    assert [adapter, merged] == [[True, True, files["adapter"]], [True, True, files["merged"]]]
+    first, second, *after = printed.splitlines()
+    assert re.fullmatch(r"run/adapter goes to http://127\.0\.0\.1:\d+/reader/habit, private: 3 files, 3,14\d,\d{3} bytes "
+                        r"\(README.md, adapter_model.safetensors, training.json\)", first)  # fmt: skip
+    assert "/reader/habit-merged, private: 3 files" in second and [line[:8] for line in after] == ["pushed: "] * 2
+    assert stranger == "RepositoryNotFoundError"
+    assert sum(path == "/api/repos/create" for _, path in writes) == 2
+    assert sum(method == "PUT" for method, _ in writes) == 2 and sum("/commit/main" in path for _, path in writes) == 2
+    assert all("reader/habit" in path or path.startswith(("/api/repos/create", "/api/validate-yaml", "/lfs/"))
+               for _, path in writes)  # fmt: skip
+    assert TOKEN not in printed + card
+    for words in (f"base_model: {QWEN}", "library_name: peft", "# habit", f"`{QWEN}`", f'`"{THINKING}"`', '"LORA_RANK": 8',
+                  "| harmony_parsed | 0.25 (n = 40) | 0.975 (n = 40) |", "| supervised |  | 1 (n = 9) |"):  # fmt: skip
+        assert words in card, f"{words!r} is missing in the model card"
+
+
+def test_a_second_push_goes_on_in_the_same_private_repository(came):
+    told, private, equal, _ = came["push_again"]
+    assert told == "no error: None" and private and equal
+
+
+def test_nothing_is_pushed_to_a_public_repository(came):
+    told, files = came["push_to_what_is_public"]
+    is_one_sentence(told, "reader/open is there already and public", "Make it private")
+    assert files == 0
+
+
+def test_every_push_that_fails_is_a_sentence(came):
+    no_slash, no_token, may_not_create, may_not_write, unknown, offline, no_network = came["push_that_fails"]
+    is_one_sentence(no_slash, 'PUSH_TO_HUB is "habit"', '"you/name"')
+    is_one_sentence(no_token, "there is no token", "hf auth login")
+    is_one_sentence(
+        may_not_create, "Nothing was pushed to reader/read_only", "may not write there", "hf upload", "--private"
+    )
+    is_one_sentence(may_not_write, "Nothing was pushed to reader/read_only", "may not write there")
+    is_one_sentence(unknown, "may not write there", "What was saved is whole")
+    is_one_sentence(offline, "told to stay off the network", "HF_HUB_OFFLINE=0")
+    is_one_sentence(no_network, "Nothing was pushed to reader/habit", "ConnectError", "Check the network", "hf upload")
 
 
 def test_a_fault_of_an_unknown_kind_is_refused():

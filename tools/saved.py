@@ -112,10 +112,25 @@ def base_folder(record):
         return None
 
 
+def only_safetensors(folder):
+    """Raise SavedError if a folder holds no weights as safetensors; pickles, which can run code, are named and not read."""
+    stem = "adapter_model" if is_adapter(folder) else "model"
+    if not any(folder.glob(f"{stem}*.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth"))
+        raise SavedError(
+            f"{shown(folder)} holds no weights as safetensors"
+            + (
+                f", only {pickles[0]}: such a file can run code while it is read, so it is refused. Save the weights "
+                "again with safe_serialization=True where you trust them."
+                if pickles
+                else ". Was the folder copied whole?"
+            )
+        )
+
+
 def check_weights(folder):
     """Raise SavedError unless a folder holds safetensors and a chat template."""
-    if not any(folder.glob("*.safetensors")):
-        raise SavedError(f"{shown(folder)} holds no weights as safetensors. Was the folder copied whole?")
+    only_safetensors(folder)
     if not (folder / "chat_template.jinja").exists() and not read_json(folder / "tokenizer_config.json").get(
         "chat_template"
     ):
@@ -128,20 +143,20 @@ def merge_adapter(adapter, target):
     Nothing is done where `target` is the merge of these very files. SavedError: the base is not on this disk, holds
     packed weights, or is not the one that the adapter was made for.
     """
+    only_safetensors(adapter)
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     record, weights = record_of(adapter), adapter / "adapter_model.safetensors"
-    if not weights.exists():
-        raise SavedError(f"{shown(adapter)} holds no adapter_model.safetensors. Was the folder copied whole?")
     base = base_folder(record)
     if base is None:
         raise SavedError(
             f"{shown(adapter)} is an adapter for {record['base']['id'] or 'a base that it does not name'}, which is not "
             "on this disk. Download that first (`hf download`), or serve the merged copy that the notebook saves."
         )
+    only_safetensors(base)
     if read_json(base / "config.json").get("quantization_config"):
         raise SavedError(
             f"{shown(base)} holds packed weights, and an adapter cannot be merged into these here. Serve base and "

@@ -40,6 +40,7 @@ from saved import (  # noqa: E402
     is_adapter,
     messages_of,
     name_of,
+    only_safetensors,
     read_json,
     record_of,
     shown,
@@ -150,6 +151,7 @@ def make_cache(folder, name, record):
     base = base_folder(record) if record["base"]["id"] else None
     if base is None or base.resolve() == folder.resolve():
         return [name]
+    only_safetensors(base)
     put_in_cache(cache, f"{name}-base", base, folder, template)
     return [name, f"{name}-base"]
 

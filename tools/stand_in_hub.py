@@ -24,9 +24,14 @@ state as upstream, and fused experts in 16 bits, which loads on a CPU. At full s
 layout. Its weights are those of the MXFP4 repository, unpacked; a merge asks for that one too.
 
 Repositories that no notebook names, but that Unsloth may ask for in their place, are served too (`relatives`).
+
+What a client pushes with a token goes to `uploads` (FOLDER/…/pushed unless another folder is given): models alone, text
+inside the commit, big files by git LFS, as huggingface_hub sends them without Xet. A private repository is for those
+who bring a token.
 """
 
 import argparse
+import base64
 import fnmatch
 import functools
 import gc
@@ -278,6 +283,7 @@ class Fault:
 
     gated       401 without a token, 403 with one, as for a model whose licence was not accepted
     missing     404, no such repository
+    read_only   403, as for a token that may read and not write
     busy        429, and the client is told to wait `after` seconds (None: 1)
     down        503, and the same if `after` is given
     cut         the connection ends when `share` of the file went through; asked for the rest, at once
@@ -291,7 +297,7 @@ class Fault:
     share: float = 0.5
 
     def __post_init__(self):
-        if self.kind not in ("gated", "missing", "busy", "down", "cut", "wrong_hash"):
+        if self.kind not in ("gated", "missing", "read_only", "busy", "down", "cut", "wrong_hash"):
             raise ValueError(f"There is no fault of the kind {self.kind!r}.")
 
 
@@ -331,9 +337,12 @@ class Hub:
     revisions: dict
     faults: list = field(default_factory=list)
     requests: list = field(default_factory=list)  # (method, path, status), in the order of arrival
+    uploads: Path = None  # where pushed repositories are laid, models/owner/name; None: below `folder`
+    private: dict = field(default_factory=dict)  # {"models/owner/name": whether it is private} of those pushed
 
     def __enter__(self):
-        self.lock = threading.Lock()
+        self.lock, self.revisions = threading.Lock(), dict(self.revisions)
+        self.uploads = self.uploads or self.folder / "pushed"
         self.names = {name.lower(): name for name in self.revisions}  # the Hub takes an id in any case
         handler = type("Answers", (Answers,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -392,6 +401,9 @@ class Answers(BaseHTTPRequestHandler):
     def do_POST(self):
         self.answer()
 
+    def do_PUT(self):
+        self.answer()
+
     def answer(self):
         """Answer with what the path asks for, or refuse as the Hub does."""
         address = urlsplit(self.path)
@@ -399,7 +411,9 @@ class Answers(BaseHTTPRequestHandler):
         try:
             self.refuse_by_fault(unquote(address.path))
             parts = [unquote(part) for part in address.path.strip("/").split("/")]
-            if parts[0] == "api" and len(parts) >= 4 and parts[1] in KINDS:
+            if self.command == "PUT" or parts[-1] in ("create", "validate-yaml", "batch") or "commit" in parts[4:5]:
+                self.answer_push(parts, body)
+            elif parts[0] == "api" and len(parts) >= 4 and parts[1] in KINDS:
                 self.answer_api(parts[1], "/".join(parts[2:4]), parts[4:], parse_qs(address.query), body)
             elif "resolve" in parts or parts[0] == "big-files":
                 self.answer_file(parts)
@@ -410,7 +424,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def refuse_by_fault(self, path):
         """Raise a Refusal if a fault that refuses is due for this path."""
-        fault = self.hub.take_fault(path, "gated", "missing", "busy", "down")
+        fault = self.hub.take_fault(path, "gated", "missing", "read_only", "busy", "down")
         if fault is None:
             return
         if fault.kind == "gated":
@@ -418,6 +432,8 @@ class Answers(BaseHTTPRequestHandler):
             raise Refusal(status, "GatedRepo", f"Access to this repository is restricted: {remedy}.")
         if fault.kind == "missing":
             raise Refusal(404, "RepoNotFound", "Repository not found")
+        if fault.kind == "read_only":
+            raise Refusal(403, None, "Forbidden: you must use a write token to upload to a repository.")
         if fault.kind == "busy":
             seconds = 1 if fault.after is None else fault.after
             raise Refusal(429, None, "Too many requests", **{
@@ -429,8 +445,10 @@ class Answers(BaseHTTPRequestHandler):
     def repository(self, kind, name, revision=None):
         """Return (folder, commit) of a repository; refuse if it, or the revision, does not exist."""
         known = self.hub.names.get(f"{kind}/{name}".lower(), "")
-        folder, commit = self.hub.folder / known, self.hub.revisions.get(known)
-        if commit is None or not folder.is_dir():
+        commit = self.hub.revisions.get(known)
+        folder = (self.hub.uploads if known in self.hub.private else self.hub.folder) / known
+        hidden = self.hub.private.get(known) and "Authorization" not in self.headers
+        if commit is None or hidden or not folder.is_dir():
             if "Authorization" in self.headers:
                 raise Refusal(404, "RepoNotFound", "Repository not found")
             raise Refusal(401, "RepoNotFound", "Invalid username or password.")
@@ -441,10 +459,12 @@ class Answers(BaseHTTPRequestHandler):
     def answer_api(self, kind, name, rest, query, body):
         """Answer a question about a repository: what it is, what it holds, its branches."""
         question, revision = rest[0] if rest else "", rest[1] if len(rest) > 1 else None
-        if question not in ("", "revision", "tree", "refs", "paths-info"):
+        if question not in ("", "revision", "tree", "refs", "paths-info", "preupload"):
             raise Refusal(404, None, "This address of the Hub has no stand-in.")
         folder, commit = self.repository(kind, name, revision)
-        if question in ("", "revision"):
+        if question == "preupload":
+            found = {"files": [self.way_of(folder, file) for file in json.loads(body)["files"]]}
+        elif question in ("", "revision"):
             found = self.about(kind, name, folder, commit, "blobs" in query)
         elif question == "refs":
             found = {"branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": commit}],
@@ -469,8 +489,9 @@ class Answers(BaseHTTPRequestHandler):
                     if lfs := entry.get("lfs"):
                         siblings[-1]["lfs"] = {
                             "sha256": lfs["oid"], "size": lfs["size"], "pointerSize": lfs["pointerSize"]}  # fmt: skip
-        common = {"_id": commit[:24], "id": name, "author": name.split("/")[0], "sha": commit, "private": False,
-                  "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings,
+        common = {"_id": commit[:24], "id": name, "author": name.split("/")[0], "sha": commit,
+                  "private": self.hub.private.get(f"{kind}/{name}", False), "gated": False, "disabled": False,
+                  "tags": [], "downloads": 0, "likes": 0, "siblings": siblings,
                   "createdAt": "2026-01-01T00:00:00.000Z", "lastModified": "2026-01-01T00:00:00.000Z"}  # fmt: skip
         return {**common, **({"modelId": name} if kind == "models" else {})}
 
@@ -482,6 +503,51 @@ class Answers(BaseHTTPRequestHandler):
         paths = sorted(start.rglob("*") if deep else start.iterdir())
         names = {path: path.relative_to(folder.resolve()).as_posix() for path in paths}
         return [describe_folder(name) if path.is_dir() else describe(path, name) for path, name in names.items()]
+
+    def way_of(self, folder, file):
+        """Return how a client is to send a file: inside the commit, or beside git; `oid` if it is there already."""
+        big, path = Path(file["path"]).suffix in BIG_SUFFIXES or file["size"] > BIG_BYTES, folder / file["path"]
+        return {"path": file["path"], "uploadMode": "lfs" if big else "regular", "shouldIgnore": False,
+                "oid": describe(path, file["path"])["oid"] if path.is_file() else None}  # fmt: skip
+
+    def answer_push(self, parts, body):
+        """Make a repository, take a big file, or take a commit; refuse who brings no token."""
+        if "Authorization" not in self.headers and self.command != "PUT":  # whose address is the secret
+            raise Refusal(401, None, "Invalid username or password.")
+        objects, found = self.hub.uploads / "objects", {}
+        if self.command == "PUT":  # a big file, to the address that `batch` gave
+            if hashlib.sha256(body).hexdigest() != parts[-1]:
+                raise Refusal(400, None, "These are not the bytes that were announced.")
+            objects.mkdir(parents=True, exist_ok=True)
+            (objects / parts[-1]).write_bytes(body)
+        elif parts[-1] == "validate-yaml":
+            found = {"errors": [], "warnings": []}
+        elif parts[-1] == "create":
+            asked = json.loads(body)
+            name = f"models/{asked['organization']}/{asked['name']}"
+            found = {"url": f"{self.hub.url}/{name.removeprefix('models/')}", "name": name}
+            if name.lower() in self.hub.names:
+                return self.send(409, json.dumps(found).encode(), **{"Content-Type": "application/json"})
+            (self.hub.uploads / name).mkdir(parents=True)
+            self.hub.private[name] = asked.get("visibility") == "private"
+            self.hub.names[name.lower()], self.hub.revisions[name] = name, hashlib.sha1(body).hexdigest()
+        elif parts[-1] == "batch":
+            found = {"transfer": "basic", "objects": json.loads(body)["objects"]}
+            for file in found["objects"]:
+                if not (objects / file["oid"]).exists():
+                    file["actions"] = {"upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"}}
+        else:
+            folder, _ = self.repository(parts[1], "/".join(parts[2:4]))
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "header":
+                    continue
+                value, path = line["value"], folder / line["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                big = line["key"] == "lfsFile"
+                path.write_bytes((objects / value["oid"]).read_bytes() if big else base64.b64decode(value["content"]))
+            commit = self.hub.revisions["/".join(parts[1:4])] = hashlib.sha1(body).hexdigest()
+            found = {"commitUrl": f"{self.hub.url}/{'/'.join(parts[2:4])}/commit/{commit}", "commitOid": commit}
+        self.send(200, json.dumps(found).encode(), **{"Content-Type": "application/json"})
 
     def answer_file(self, parts):
         """Answer with a file's bytes; a big one first with the address that has them, as the Hub does."""

@@ -32,6 +32,7 @@ from saved import (  # noqa: E402
     find_saved,
     is_adapter,
     name_of,
+    only_safetensors,
     read_json,
     record_of,
     shown,
@@ -86,9 +87,8 @@ def adapter_faults(adapter):
     """Return what an adapter file of llama.cpp has no place for, as parts of a sentence: experts, embeddings, layers."""
     from safetensors import safe_open
 
+    only_safetensors(adapter)
     settings, weights = read_json(adapter / "adapter_config.json"), adapter / "adapter_model.safetensors"
-    if not weights.exists():
-        return ["its weights (adapter_model.safetensors) are missing"]
     with safe_open(weights, "pt") as file:
         names = list(file.keys())
     faults = []

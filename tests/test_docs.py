@@ -155,7 +155,7 @@ def test_readme_figures_of_notebook_02_are_those_of_the_committed_run_card(noteb
     assert f"emoji in {shares('emoji_replies', before, after)} of sound replies" in row
     assert f"valid JSON {shares('json_valid', before, after)}" in row
     assert f"answers in the question's language {shares('language_retention', before, alone, after)}" in row
-    assert "(base, mixture alone, with replay)" in row
+    assert "(base, mixture alone, with replay" in row
     check_cost(row, card)
 
 

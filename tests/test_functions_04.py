@@ -228,9 +228,12 @@ def test_holm(nb):
 
 
 def test_what_so_many_problems_can_show(nb):
-    assert nb.smallest_difference(200) == pytest.approx(0.05)
-    assert nb.smallest_difference(1319) == pytest.approx(24 / 1319)
-    assert nb.smallest_difference(20) == 1.0
+    assert nb.smallest_difference(200, 0.1) == pytest.approx(0.05)
+    assert nb.smallest_difference(1319, 0.1) == pytest.approx(24 / 1319)
+    assert nb.smallest_difference(20, 0.1) == 1.0
+    assert nb.smallest_difference(60, 0.1) == pytest.approx(0.1)
+    assert nb.smallest_difference(60, 0.1, tests=8) == 1.0  # six pairs can never do
+    assert nb.smallest_difference(60, 0.2, tests=8) == pytest.approx(0.2)
 
 
 def test_a_change_of_perplexity_is_paired(nb, setup_04, capsys):

@@ -85,6 +85,22 @@ def test_what_makes_figures_differ_is_told(ours):
     assert judge.reasons(ours, "t", sums[:1], {"lm-eval": right, "evalscope": right}, None) == []
 
 
+def test_the_scores_are_printed_and_a_served_base_is_told(ours, tmp_path, capsys):
+    sums = {"mawps": [{"question": "3 + 4?", "answer": "7"}]}
+    right, wrong = [one("It is 7.", "7.", 1.0)], [one("It is 8.", "8.", 0.0)]
+
+    def said(tuned, base):
+        found = {("mawps", "tuned"): dict.fromkeys(("lm-eval", "evalscope"), tuned),
+                 ("mawps", "base"): dict.fromkeys(("lm-eval", "evalscope"), base)}  # fmt: skip
+        lines, told = judge.scores(ours, tmp_path / "merged", sums, found)
+        return [line["ours"] for line in lines], told, capsys.readouterr().out
+
+    counted, told, printed = said(right, wrong)
+    assert counted == [0, 1] and told[-1] == "mawps: tuned and base give the same reply to 0 of 1."
+    assert "mawps, tuned    1         –     1        1          1" in printed and told[0] in printed
+    assert said(wrong, wrong)[1][-1].endswith("What is served as tuned is the base.")
+
+
 def test_the_run_card_s_figure_counts_only_for_the_same_sums(tmp_path, monkeypatch):
     import hashlib
 

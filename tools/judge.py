@@ -4,8 +4,9 @@
 
 The server of tools/serve.py answers; lm-eval and evalscope ask it notebook 02's held-out sums (data/held_out_skills.jsonl,
 `mawps` and `cmath`), tuned and base. One table holds their scores beside the notebook's: `notebook` is the run card's
-figure, `ours` the notebook's own reading of the replies that lm-eval got. Below it stands what makes them differ, read
-off the replies. Then evalscope loads the tuned model with 1, 4 and 16 clients.
+figure, `ours` the notebook's own reading of the replies that lm-eval got, `lm-eval` its exact match of the last number,
+`evalscope` Rouge-L's recall of it. Below stands what makes them differ, read off the replies. Then evalscope loads the
+tuned model with 1, 4 and 16 clients.
 
 Both judges live in an environment of their own (outputs/judge-env, requirements-judge.txt) and are kept off the network.
 Everything goes to outputs/judge/NAME; --record also writes the load test to benchmarks/results/serving_cpu.json.
@@ -173,7 +174,7 @@ def read_review(line):
     return {"reply": score["prediction"], "read": score["extracted_prediction"], "right": score["value"]["Rouge-L-R"]}
 
 
-def load(programs, address, model, tokenizer, rows, folder, clients=LOAD):
+def load(programs, address, model, rows, folder, clients=LOAD):
     """Load a model with evalscope, streamed; return a list of dictionaries, one for each number of clients.
 
     {"clients", "requests", "failed", "requests_per_s", "first_token_ms": mean, "tokens_per_s": of all replies together}
@@ -183,8 +184,8 @@ def load(programs, address, model, tokenizer, rows, folder, clients=LOAD):
     prompts.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in asked), encoding="utf-8")
     command = [programs / "evalscope", "perf", "--api", "openai", "--model", model, "--url",
                f"{address}/chat/completions", "--dataset", "line_by_line", "--dataset-path", prompts, "--parallel",
-               *clients, "--number", *clients.values(), "--max-tokens", REPLY, "--sleep-interval", 0,
-               "--tokenizer-path", tokenizer, "--no-timestamp", "--outputs-dir", folder / "runs"]  # fmt: skip
+               *clients, "--number", *clients.values(), "--max-tokens", REPLY, "--sleep-interval", 0, "--no-timestamp",
+               "--outputs-dir", folder / "runs"]  # fmt: skip
     call(command, folder)
     found = []
     for number, requests in clients.items():
@@ -257,6 +258,32 @@ def table(columns, rows):
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in texts)
 
 
+def scores(ours, saved, rows, replies):
+    """Print right replies by each count and why they differ; return (the table's lines, the sentences).
+
+    `replies` is {(kind, model): {judge: replies}}.
+    """
+    lines, told = [], []
+    for (kind, model), judged in sorted(replies.items()):
+        card = card_figures(saved, kind, rows[kind]).get(model)
+        mine = sum(right_by_ours(ours, rows[kind], judged["lm-eval"]))
+        theirs = {label: sum(one["right"] for one in found) for label, found in judged.items()}
+        lines.append({"sums": kind, "model": model, "n": len(rows[kind]), "notebook": card, "ours": mine, **theirs})
+        told += reasons(ours, f"{kind}, {model}", rows[kind], judged, card)
+    columns = ["right replies", "of", "notebook", "ours", "lm-eval", "evalscope"]
+    print(table(columns, [[f"{line['sums']}, {line['model']}", line["n"], "–" if line["notebook"] is None else
+                           line["notebook"], line["ours"], *(f"{line[label]:g}" for label in ("lm-eval", "evalscope"))]
+                          for line in lines]))  # fmt: skip
+    told = told or ["The judges and we agree on every reply."]
+    for kind in rows if (next(iter(rows)), "base") in replies else ():
+        tuned, base = ([one["reply"] for one in replies[kind, model]["lm-eval"]] for model in ("tuned", "base"))
+        same = sum(map(str.__eq__, tuned, base))
+        told.append(f"{kind}: tuned and base give the same reply to {same} of {len(tuned)}"
+                    + (". What is served as tuned is the base." if same == len(tuned) else "."))  # fmt: skip
+    print("\n".join(["", *told, ""]))
+    return lines, told
+
+
 def batching(loads):
     """Return a sentence on what more clients at a time gain, from the load test's first and last line."""
     one, most = loads[0], loads[-1]
@@ -312,24 +339,13 @@ def judge(text, limit=30, clients=LOAD):
                 for kind, judged in ask(programs, address, served, rows, budgets, place).items():
                     replies.setdefault((kind, model), {})[label] = judged
                 seconds[f"{label}, {model}"] = round(time.monotonic() - started)
+        lines, told = scores(ours, saved, rows, replies)
         started, place = time.monotonic(), folder / "load"
         place.mkdir(parents=True)
-        loads = load(programs, address, names[0], saved, rows, place, clients)
+        loads = load(programs, address, names[0], rows, place, clients)
         seconds["load test"] = round(time.monotonic() - started)
     finally:
         stop(process)
-    lines, told = [], []
-    for (kind, model), judged in sorted(replies.items()):
-        card = card_figures(saved, kind, rows[kind]).get(model)
-        mine = sum(right_by_ours(ours, rows[kind], judged["lm-eval"]))
-        theirs = {label: sum(one["right"] for one in found) for label, found in judged.items()}
-        lines.append({"sums": kind, "model": model, "n": len(rows[kind]), "notebook": card, "ours": mine, **theirs})
-        told += reasons(ours, f"{kind}, {model}", rows[kind], judged, card)
-    columns = ["right replies", "of", "notebook", "ours", "lm-eval", "evalscope"]
-    print(table(columns, [[f"{line['sums']}, {line['model']}", line["n"], "–" if line["notebook"] is None else
-                           line["notebook"], line["ours"], *(f"{line[label]:g}" for label in ("lm-eval", "evalscope"))]
-                          for line in lines]))  # fmt: skip
-    print("\n".join(["", *(told or ["The judges and we agree on every reply."]), ""]))
     print(table(["clients", "requests", "failed", "requests/s", "first token, ms", "tokens/s"],
                 [one.values() for one in loads]))  # fmt: skip
     print(f"\n{batching(loads)}\n")

@@ -157,6 +157,7 @@ def test_the_committed_record_is_of_the_pinned_judges():
 def test_both_judges_and_the_load_test(ours, monkeypatch, tmp_path, capsys):
     if not (RUN / "merged" / "config.json").exists():
         pytest.skip("nothing saved by notebook 02: `make run NOTEBOOK=02`")
+    monkeypatch.setattr(judge, "MADE", tmp_path)
     found = judge.judge(str(RUN), limit=2, clients={1: 1, 2: 2})
     printed = capsys.readouterr().out
     assert [(line["sums"], line["model"], line["n"]) for line in found["scores"]] == [
@@ -164,7 +165,7 @@ def test_both_judges_and_the_load_test(ours, monkeypatch, tmp_path, capsys):
     assert all(0 <= line[column] <= 2 for line in found["scores"] for column in ("ours", "lm-eval", "evalscope"))
     assert [one["requests"] for one in found["load"]] == [1, 2] and not any(one["failed"] for one in found["load"])
     assert "right replies" in printed and "tokens/s" in printed and "times the tokens of one" in printed
-    folder = PROJECT / "outputs" / "judge" / saved.name_of(RUN / "merged")
+    folder = tmp_path / saved.name_of(RUN / "merged")
     asked = {file.stem.split("_")[1]: file.read_text() for file in folder.rglob("lm-eval/sums_*.yaml")}
     assert set(asked) == {"mawps", "cmath"} and json.loads((folder / "judged.json").read_text()) == found
     replies = {model: [json.loads(line)["resps"] for file in sorted((folder / model).rglob("samples_*.jsonl"))

@@ -31,6 +31,7 @@ from saved import PROJECT, SavedError, find_saved, messages_of, name_of, read_js
 from serve import start, stop  # noqa: E402
 
 OWN = PROJECT / "outputs" / "judge-env"
+MADE = PROJECT / "outputs" / "judge"
 REQUIREMENTS = PROJECT / "requirements-judge.txt"
 NOTEBOOK = PROJECT / "NoteBooks" / "02_qwen3_emoji_math.ipynb"
 HELD_OUT = "data/held_out_skills.jsonl"
@@ -327,7 +328,7 @@ def judge(text, limit=30, clients=LOAD):
         programs = environment()
     except (OSError, SetupError) as error:
         raise SavedError(f"{error} Without {shown(OWN)} nobody judges.") from None
-    folder = PROJECT / "outputs" / "judge" / name
+    folder = MADE / name
     shutil.rmtree(folder, ignore_errors=True)
     replies, seconds = {}, {}
     process, address, names, record = start(text, free_port())

@@ -217,7 +217,9 @@ def test_an_adapter_s_file_holds_its_matrices(capfd):
 
 # ---- llama-server against transformers: `make llama-server`, then `make test-long` ----
 
-TOKENS, QUESTIONS = 48, [row["user"] for row in read_jsonl("questions.jsonl")][:20]
+TOKENS = 48
+QUESTIONS = [row["user"] for row in read_jsonl("questions.jsonl")][:10]
+QUESTIONS += [row["question"] for row in read_jsonl("retention_prompts.jsonl")][: 20 - len(QUESTIONS)]
 
 
 PRECISE = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")  # its own cache is in 16 bits

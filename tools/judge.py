@@ -42,6 +42,10 @@ SCORER = ("exact_match given_answer last_new latex_number numbers_given numbers_
           "fill_placeholders").split()  # fmt: skip
 HEAVY = {"unsloth", "torch", "trl", "transformers", "peft", "bitsandbytes", "datasets", "pandas", "matplotlib"}
 LAST_NUMBER = {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"}  # gsm8k's
+WHOLE_NUMBER = {
+    "regex_pattern": "-?[0-9]+(?:[.,][0-9]+)*",
+    "group_select": -1,
+}  # Rouge would keep a full stop behind it
 STOPS = ["Question:", "</s>", "<|im_end|>"]  # gsm8k's
 LOAD = {1: 8, 4: 16, 16: 32}  # clients at a time: requests in all
 REPLY = 32  # tokens of a reply in the load test, at most
@@ -157,15 +161,15 @@ def evalscope(programs, address, model, rows, budgets, folder):
     for kind, sums in rows.items():
         (folder / f"{kind}.jsonl").write_text("".join(
             json.dumps(row, ensure_ascii=False) + "\n" for row in sums), encoding="utf-8")  # fmt: skip
-        regex = {name: value for name, value in LAST_NUMBER.items() if name != "function"}
-        data = {"local_path": str(folder), "subset_list": [kind], "metric_list": ["Rouge"], "filters": {"regex": regex}}
+        data = {"local_path": str(folder), "subset_list": [kind], "metric_list": ["Rouge"],
+                "filters": {"regex": WHOLE_NUMBER}}  # fmt: skip
         decoding = {"max_tokens": budgets[kind], "temperature": 0.0, "stop_seqs": STOPS}
         command = [programs / "evalscope", "eval", "--model", model, "--api-url", address, "--api-key", "none",
                    "--datasets", "general_qa", "--dataset-args", json.dumps({"general_qa": data}), "--generation-config",
                    json.dumps(decoding), "--eval-batch-size", 1, "--no-timestamp", "--work-dir", folder / kind]  # fmt: skip
         call(command, folder)
         lines = one_file(folder / kind / "reviews", "*.jsonl").read_text(encoding="utf-8").splitlines()
-        found[kind] = [read_review(line) for line in lines]
+        found[kind] = [read_review(line) for line in sorted(lines, key=lambda line: json.loads(line)["index"])]
     return found
 
 

@@ -9,10 +9,10 @@ export GOMP_SPINCOUNT ?= 2000
 NEWER ?= unsloth unsloth_zoo transformers trl peft datasets bitsandbytes
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run distributed solutions serve gguf page book test test-long benchmark lab lint lock drift clean
+.PHONY: help setup run distributed solutions serve gguf llama-server judge page book test test-long benchmark lab lint lock drift clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: ## make .finetuning, install the lock, build the rehearsal checkpoints (again: under 3 s)
 	@"$(BOOTSTRAP)" tools/bootstrap.py
@@ -28,6 +28,12 @@ serve: setup ## serve what a notebook saved, OpenAI's API on this machine: FOLDE
 
 gguf: setup ## write what a notebook saved as GGUF for llama.cpp and Ollama: FOLDER=outputs/02_…; OPTIONS="--adapter"
 	@$(PYTHON_HERE) tools/to_gguf.py "$$FOLDER" $(OPTIONS)
+
+llama-server: setup ## build llama.cpp's server in outputs/llama-server, for what `make gguf` writes (minutes; needs cmake)
+	@$(PYTHON_HERE) tools/to_gguf.py --build-server
+
+judge: setup ## have lm-eval and evalscope ask what a notebook saved, tuned and base, and load it (minutes): FOLDER=outputs/02_…
+	@$(PYTHON_HERE) tools/judge.py "$$FOLDER" $(OPTIONS)
 
 solutions: setup ## run the solutions of all exercises headless (minutes each); one alone: make run NOTEBOOK=its path
 	@$(PYTHON_HERE) tools/run_notebooks.py NoteBooks/solutions/*.ipynb
@@ -60,7 +66,7 @@ drift: setup ## which claims about libraries a newer release would break; NEWER=
 	@$(PYTHON_HERE) tools/drift.py $(if $(strip $(NEWER)),--newer $(NEWER))
 
 clean: ## remove the environment and what the tools made in outputs/; says what stays
-	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/book-env outputs/drift-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/lab-env outputs/serve-env outputs/swift-env outputs/tracker-env outputs/llama.cpp outputs/.setup.lock .pytest_cache .ruff_cache
+	@rm -rf .finetuning outputs/rehearsal outputs/executed outputs/stand-in-hub outputs/book outputs/*-env outputs/drift-env.txt outputs/drift-env.overrides.txt outputs/judge outputs/llama.cpp outputs/llama-server outputs/.setup.lock .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "Removed the environment, the rehearsal checkpoints and the executed copies."
 	@du -sh outputs/*/ 2>/dev/null | sed "1i Your runs stay (adapters, merged copies, run cards); remove one with rm -r and its folder:" || true

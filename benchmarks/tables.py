@@ -158,8 +158,17 @@ def full_profile():
                   "checks passed"], rows)  # fmt: skip
 
 
+def serving():
+    """What clients of `make serve` get on a CPU, by evalscope's load test."""
+    record = json.loads((RESULTS / "serving_cpu.json").read_text())
+    rows = [[one["clients"], one["requests"], one["failed"], f"{one['requests_per_s']:.2f}",
+             f"{one['first_token_ms'] / 1000:.1f}", f"{one['tokens_per_s']:.1f}"] for one in record["load"]]  # fmt: skip
+    return table(["clients at a time", "requests", "failed", "requests/s", "seconds to the first token",
+                  "tokens/s, all together"], rows)  # fmt: skip
+
+
 TABLES = {make.__name__: make for make in (
-    compared, training, memory, decoding, profile, epoch, real_epoch, rates, full_profile)}  # fmt: skip
+    compared, training, memory, decoding, profile, epoch, real_epoch, rates, full_profile, serving)}  # fmt: skip
 
 
 def fill(text):

@@ -1,19 +1,21 @@
 """tools/to_gguf.py: what it refuses, the template that it reads off, and, `long`, files held against their sources."""
 
 import json
-import shutil
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import PROJECT
+from conftest import PROJECT, read_jsonl
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(PROJECT / "tools"))
 import saved  # noqa: E402
+import serve  # noqa: E402
 import to_gguf  # noqa: E402
 
 FAMILIES = PROJECT / "outputs" / "rehearsal"
@@ -190,36 +192,8 @@ def test_a_model_s_file_holds_its_weights_template_and_stop_tokens(number, kind,
             f'PARAMETER stop "{stop}"' in written for stop in stops.values()
         )
         assert "272 tensors, 49152 tokens, the model's chat template; stops at" in capfd.readouterr().out
-        if shutil.which("llama-server"):
-            same_greedy_answer(path, source)
     finally:
         path.unlink()
-
-
-def same_greedy_answer(path, source):
-    """Ask llama-server and transformers the same question; their greedy answers must be the same."""
-    import socket
-
-    import serve
-    from transformers import AutoModelForCausalLM
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    messages = [{"role": "user", "content": "What is a good name for a small grey cat?"}]
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    ids = model.generate(**batch, do_sample=False, max_new_tokens=40)[0, batch["input_ids"].shape[1] :]
-    command = ["llama-server", "-m", str(path), "--jinja", "--port", str(port), "-t", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        serve.wait_until_ready(process, f"http://127.0.0.1:{port}", path.name, path)
-        body = {"model": path.name, "messages": messages, "temperature": 0, "max_tokens": 40}
-        reply = serve.ask(f"http://127.0.0.1:{port}/v1/chat/completions", body)
-        assert reply["choices"][0]["message"]["content"] == tokenizer.decode(ids, skip_special_tokens=True)
-    finally:
-        serve.stop(process)
 
 
 @pytest.mark.long
@@ -239,3 +213,142 @@ def test_an_adapter_s_file_holds_its_matrices(capfd):
         assert "420 tensors, alpha 32" in capfd.readouterr().out
     finally:
         path.unlink()
+
+
+# ---- llama-server against transformers: `make llama-server`, then `make test-long` ----
+
+TOKENS = 48
+QUESTIONS = [row["user"] for row in read_jsonl("questions.jsonl")][:10]
+QUESTIONS += [row["question"] for row in read_jsonl("retention_prompts.jsonl")][: 20 - len(QUESTIONS)]
+
+
+PRECISE = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")  # its own cache is in 16 bits
+
+
+class LlamaServer:
+    """llama-server on a free port, with the files that are named."""
+
+    def __init__(self, *arguments):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.root = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.log = to_gguf.MADE / "llama-server.log"
+        command = [to_gguf.find_server(), *map(str, arguments), "--jinja", "--port", self.root.rpartition(":")[2]]
+        with self.log.open("w") as file:
+            self.process = subprocess.Popen(
+                [*command, *PRECISE, "-t", "2", "-c", "4096", "--parallel", "1"], stdout=file, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self):
+        while self.process.poll() is None:
+            try:
+                serve.ask(f"{self.root}/health", timeout=5)
+                return self
+            except OSError:  # not there yet, or still loading
+                time.sleep(0.2)
+        raise AssertionError(self.log.read_text(errors="replace")[-500:])
+
+    def __exit__(self, *_):
+        serve.stop(self.process)
+
+    def reply(self, question):
+        """Return (the prompt that the server made, the tokens of its greedy reply, its text, why it ended)."""
+        messages = [{"role": "user", "content": question}]
+        prompt = serve.ask(f"{self.root}/apply-template", {"messages": messages})["prompt"]
+        # The chat address gives no tokens that end inside a character, such as an emoji's first ones.
+        body = {"prompt": prompt, "temperature": 0, "n_predict": TOKENS, "return_tokens": True}
+        tokens = serve.ask(f"{self.root}/completion", body)["tokens"]
+        body = {"messages": messages, "temperature": 0, "max_tokens": TOKENS}
+        choice = serve.ask(f"{self.root}/v1/chat/completions", body)["choices"][0]
+        return prompt, tokens, choice["message"]["content"], choice["finish_reason"]
+
+
+def greedy(model, tokenizer, prompts, stops):
+    """Return the tokens that transformers decodes greedily in 32 bits, up to the first stop token and with it."""
+    tokenizer.padding_side = "left"
+    batch = tokenizer(prompts, add_special_tokens=False, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        output = model.generate(**batch, do_sample=False, max_new_tokens=TOKENS, eos_token_id=list(stops))
+    rows = output[:, batch["input_ids"].shape[1] :].tolist()
+    ends = [next((place for place, token in enumerate(row) if token in stops), TOKENS) for row in rows]
+    return [row[: end + 1] for row, end in zip(rows, ends, strict=True)]
+
+
+def hold_against_transformers(model, source, *files):
+    """Serve files with llama-server; prompts, tokens and ends must be those of a model in transformers."""
+    tokenizer, stops = AutoTokenizer.from_pretrained(source), set(to_gguf.stop_tokens(source))
+    with LlamaServer(*files) as server:
+        replies = [server.reply(question) for question in QUESTIONS]
+    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False,
+                                             add_generation_prompt=True) for question in QUESTIONS]  # fmt: skip
+    without_bos = [prompt.removeprefix(tokenizer.bos_token or "") for prompt in prompts]
+    assert [prompt.removeprefix(tokenizer.bos_token or "") for prompt, *_ in replies] == without_bos
+    expected, ended = greedy(model, tokenizer, prompts, stops), set()
+    spoken_by_both = [([token for token in tokens if token not in stops], [token for token in wanted if token not in stops])
+                      for (_, tokens, _, _), wanted in zip(replies, expected, strict=True)]  # fmt: skip
+    apart = [number for number, (theirs, ours) in enumerate(spoken_by_both) if theirs != ours]
+    assert not apart, f"{len(apart)} of {len(QUESTIONS)} replies differ: {apart}"
+    for (_, _, text, reason), wanted in zip(replies, expected, strict=True):
+        stopped = wanted[-1] in stops
+        spoken = wanted[:-1] if stopped else wanted
+        whole = tokenizer.decode(spoken, skip_special_tokens=True).rstrip("\ufffd")  # a cut may part a character
+        assert text.strip() == whole.strip()
+        assert reason == ("stop" if stopped else "length")
+        ended.add(stopped)
+    assert True in ended, "no reply ended, so the stop tokens were not tried"
+
+
+@pytest.fixture
+def saved_by():
+    """A function that returns what a notebook saved, where that and llama-server are here."""
+
+    def find(folder):
+        if to_gguf.find_server() is None:
+            pytest.skip(to_gguf.NO_SERVER)
+        if not folder.exists():
+            pytest.skip(f"{folder.relative_to(PROJECT)} is not here: `make run NOTEBOOK={folder.parent.name[:2]}`")
+        return folder
+
+    return find
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "kind"), [("02", "f16"), ("04", "f32")])
+def test_llama_server_writes_transformers_tokens(number, kind, saved_by):
+    from transformers import AutoModelForCausalLM
+
+    source = saved_by(RUNS[number])
+    path = to_gguf.make(str(source), kind)
+    try:
+        hold_against_transformers(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), source, "-m", path)
+    finally:
+        path.unlink()
+
+
+@pytest.mark.long
+def test_llama_server_writes_an_adapter_s_tokens(saved_by):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter, base = saved_by(RUNS["04"].parent / "lora_main"), FAMILIES / "gemma"
+    files = [to_gguf.make(str(base), "f32"), to_gguf.make(str(adapter), "f32", as_adapter=True)]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        tuned = PeftModel.from_pretrained(model, str(adapter))
+        hold_against_transformers(tuned, adapter if (adapter / "generation_config.json").exists() else base,
+                                  "-m", files[0], "--lora", files[1])  # fmt: skip
+    finally:
+        for path in files:
+            path.unlink()
+
+
+def test_what_make_gguf_says_of_the_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(to_gguf, "SERVER", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert to_gguf.find_server() is None
+    with pytest.raises(saved.SavedError, match="^cmake is not here; install it"):
+        to_gguf.build_server()
+    built = tmp_path / "build" / "bin" / "llama-server"
+    built.parent.mkdir(parents=True)
+    built.touch()
+    assert to_gguf.find_server() == str(built)

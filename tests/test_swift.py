@@ -331,7 +331,7 @@ def test_the_commands_train_answer_and_merge(number, in_swift, request):
     few = ["--dataset", f"{os.path.relpath(folder / 'train.jsonl', PROJECT)}#4", "--max_steps", "2"]
     few += ["--per_device_train_batch_size", "1", "--torch_dtype", "float32", "--eval_strategy", "no"]
     in_swift("-m", "swift.cli.main", *said["sft"][1:], *few, "--save_strategy", "steps")
-    saved = folder / "sft" / "last"
+    saved = folder / "sft" / "last-checkpoint"
     settings = json.loads((saved / "args.json").read_text())
     space = exported.space
     wanted = {"lora_rank": space["LORA_RANK"], "lora_alpha": space["LORA_ALPHA"], "lora_dropout": 0.0}

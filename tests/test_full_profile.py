@@ -65,7 +65,9 @@ def run(hub, tmp_path_factory):
             )
             assert result.returncode == 0, result.stderr[-4000:]
             [output] = [
-                path for path in set((PROJECT / "outputs").iterdir()) - seen if (path / "run_card.json").exists()
+                path
+                for path in set((PROJECT / "outputs").glob(f"{number}_*")) - seen
+                if (path / "run_card.json").exists()
             ]
             runs[number] = run_card(executed), list(hub.requests), outside, executed, output
         return runs[number]

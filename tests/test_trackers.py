@@ -126,4 +126,4 @@ def test_the_dashboard_draws_two_recorded_runs(tmp_path, proxy, browser):  # noq
         server.wait(timeout=20)
     assert result.returncode == 0, result.stderr[-3000:] + (tmp_path / "dashboard.log").read_text()[-1000:]
     seen = json.loads(result.stdout.splitlines()[-1])
-    assert "train/loss" in seen["text"] and seen["marks"] >= 1, seen
+    assert {"loss", *words} <= set(seen["text"].splitlines()) and seen["marks"] >= 1, seen

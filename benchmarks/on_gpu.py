@@ -44,6 +44,7 @@ def steps():
         "learning_rates": ["benchmarks/learning_rates.py", "--minutes", "90"],
         "rehearsals": ["tools/run_notebooks.py"],
         "same_text": ["benchmarks/same_text.py"],
+        "generation": ["benchmarks/generation.py"],
     }
     for number in FEW:
         commands[f"full_{number}"] = [

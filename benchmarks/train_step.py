@@ -57,6 +57,7 @@ LOADS = {  # name: library, how the frozen weights are held, layers whose expert
     "4 bits, three layers": ("unsloth", "NF4", "three"),
     "4 bits, fused, three layers": ("unsloth", "fused NF4", "three"),
     "4 bits, compiled": ("unsloth", "NF4", "all"),
+    "4 bits, layers compiled in parts": ("unsloth", "NF4", "all"),
     "4 bits, soft caps not compiled": ("unsloth", "NF4", "all"),
     "4 bits, soft caps in FlexAttention": ("unsloth", "NF4", "all"),
     "MXFP4, three layers": ("unsloth", "MXFP4", "three"),
@@ -100,6 +101,7 @@ RECIPES = {  # (model, recipe): how it is loaded, rows at a time (of full length
     ("gemma-2-9b", "notebook, NF4, 16 short rows"): ("4 bits", 8, 16, True, "like lengths"),
     ("gemma-2-9b", "NF4, compiled"): ("4 bits, compiled", 4, 4, True, "like lengths"),
     ("gemma-2-9b", "NF4, soft caps not compiled"): ("4 bits, soft caps not compiled", 4, 16, True, "like lengths"),
+    ("gemma-2-9b", "NF4, layers compiled in parts"): ("4 bits, layers compiled in parts", 8, 16, True, "like lengths"),
     ("gemma-2-9b", "NF4, FlexAttention"): ("4 bits, soft caps in FlexAttention", 4, 16, True, "like lengths"),
     ("gemma-2-9b", "NF4, FlexAttention, no checkpointing"):
         ("4 bits, soft caps in FlexAttention", 4, 16, False, "like lengths"),
@@ -108,6 +110,7 @@ RECIPES = {  # (model, recipe): how it is loaded, rows at a time (of full length
     ("gemma-2-9b", "notebook, full fine-tuning"): ("full", 1, 1, True, "like lengths"),
 }  # fmt: skip
 NOT_COMPILED = {"TORCH_COMPILE_DISABLE": "1"}  # as notebook 04 sets it for Gemma without FlashAttention 2
+IN_PARTS = {"UNSLOTH_BLOCK_COMPILE": "0"}  # not each layer as one region
 PLAIN_GEMMA = {("gemma-2-9b", load_name) for load_name in ("4 bits", "bf16", "full")}
 MEMORY = [(1, 1024, True), (1, 2048, True), (8, 2048, True), (1, 1024, False), (1, 2048, False), (2, 2048, False)]
 WARM_UP, MEASURED = 2, 6  # optimiser steps
@@ -698,7 +701,8 @@ def main():
                 started = time.perf_counter()
                 found = in_child("measure", load_name, recipes, str(folder), lengths["lengths"], length,
                                  arguments.steps, memory, ROWS[name], arguments.profile,
-                                 variables=NOT_COMPILED if (name, load_name) in PLAIN_GEMMA else None)  # fmt: skip
+                                 variables=NOT_COMPILED if (name, load_name) in PLAIN_GEMMA
+                                 else IN_PARTS if "in parts" in load_name else None)  # fmt: skip
                 print(f"{name}, {load_name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
                 if "trace" in found or arguments.verbose:
                     print(found.get("trace") or found["said"], file=sys.stderr, flush=True)

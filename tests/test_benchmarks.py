@@ -345,6 +345,18 @@ def test_one_command_measures_everything_on_a_gpu():
     assert set(on_gpu.FEW) == set(trained)
     for number, path in trained.items():
         assert set(on_gpu.FEW[number]) <= set(parameters_of(path)), path.name
+    import same_text
+
+    assert set(same_text.STEPS) <= set(parameters_of(trained["01"]))
+
+
+def test_the_page_tells_of_decoding_what_the_record_holds():
+    [result] = json.loads((PROJECT / "benchmarks" / "results" / "generation_h100.json").read_text())["results"]
+    page = (PROJECT / "benchmarks" / "README.md").read_text()
+    dynamic, static = result["dynamic"], result["static"]
+    assert result["model"] == "Qwen3-4B" and result["prompts"] == 40 and result["tokens"] == 150
+    assert f"in {dynamic['seconds']:.1f} s on an H100" in page
+    assert f"{dynamic['replies_per_s']} replies a second, and in {static['seconds']:.1f} s with" in page
 
 
 def test_a_benchmark_step_that_fails_stops_nothing(tmp_path, monkeypatch, capsys):

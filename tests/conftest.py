@@ -28,7 +28,15 @@ SHORT = {  # number of the notebook: what makes a rehearsal run every cell, chec
         "MAX_NEW_TOKENS": {"emoji": 16, "cmath": 8, "mawps": 8, "json_only": 16, "tool_calls": 8, "language": 8},
     },
     "03": {"MAX_STEPS": 4, "EVAL_STEPS": 2, "MAX_NEW_TOKENS": 16, "RECITED": 2},
-    "04": {"MAX_STEPS": 6, "EVAL_STEPS": 3, "SAVE_STEPS": 3, "LIMIT": 8, "MAX_NEW_TOKENS": 16, "MERGE_TOLERANCE": 1.0},
+    "04": {
+        "MAX_STEPS": 6,
+        "EVAL_STEPS": 3,
+        "SAVE_STEPS": 3,
+        "LIMIT": 8,
+        "MAX_NEW_TOKENS": 16,
+        "MERGE_TOLERANCE": 1.0,
+        "SEED_RECORDS": "data/none.json",  # as where the notebook was taken away alone
+    },
 }
 
 PLANTED = {  # no process may write these anywhere

@@ -1839,3 +1839,8 @@ def test_lightly_damaged_copies_of_a_real_manual_say_what_they_lost(nb):
             page = nb.read_page(document, number)
             found = sum(len(line.text.split()) for line in page["lines"]) + page["sideways"]
             assert page["damaged"] or found >= 0.9 * words, (seed, number)
+
+
+def test_a_metric_without_an_interval_is_said_so(nb):
+    assert nb.with_interval({"value": 0.5, "low": 0.25, "high": 1.0}) == "0.5  (0.25 to 1)"
+    assert nb.with_interval({"value": 0.5, "low": None, "high": None}) == "0.5  (no interval)"

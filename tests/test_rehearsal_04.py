@@ -206,10 +206,14 @@ SMALL = {
 
 
 def test_a_training_that_was_killed_goes_on(tiny, tmp_path):
-    """The first run stops after its training, at a record that is not there yet; the second one does not train again."""
+    """The first run stops after its training, at a record that is a folder; the second one does not train again."""
     late = PROJECT / "outputs" / f"late-{tmp_path.name}.json"
     values = {**SMALL, "MODEL": tiny, "RUNS": ["full main"], "SEED_RECORDS": str(late.relative_to(PROJECT))}
-    stopped, _ = run_notebook_with("04", tmp_path, **values)
+    late.mkdir()
+    try:
+        stopped, _ = run_notebook_with("04", tmp_path, **values)
+    finally:
+        late.rmdir()
     assert stopped.returncode != 0 and late.name in stopped.stderr
     try:
         late.write_text('{"runs": []}')

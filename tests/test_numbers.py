@@ -17,8 +17,8 @@ from conftest import NOTEBOOKS, PROJECT, read_jsonl
 UNITS = """% GiB MiB KiB GB MB TB bytes? bits? tokens? rows? minutes? seconds? hours? s ms prompts? questions? replies
 steps? pages? words? problems? layers? parameters weights million billion cards? cores? times letters? points
 characters""".split()
-WRITTEN = re.compile(  # a name or a version (Apache-2.0, 0.34.1) is no number
-    rf"(?<![\w.])(?<!\w-)(\d{{1,3}}(?:,\d{{3}})+|\d+)(\.\d+)?(?!\.\d)(e-?\d+)?(?:[ \u00a0-]?({'|'.join(UNITS)})(?!\w))?"
+WRITTEN = re.compile(  # a name or a version (Apache-2.0, CC BY 4.0, 0.34.1) is no number
+    rf"(?<![\w.])(?<!\w-)(?<!CC BY )(?<!CC BY-SA )(\d{{1,3}}(?:,\d{{3}})+|\d+)(\.\d+)?(?!\.\d)(e-?\d+)?(?:[ \u00a0-]?({'|'.join(UNITS)})(?!\w))?"
 )
 PRINTED = re.compile(r"(\d+(?:[,_]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)?)(\s?%)?")
 SCALES = {"%": [100], "GiB": [2**-30], "MiB": [2**-20], "KiB": [2**-10], "GB": [1e-9], "MB": [1e-6], "minutes": [1 / 60],

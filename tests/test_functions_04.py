@@ -317,8 +317,10 @@ def test_a_disk_that_cannot_hold_the_checkpoints_is_told_before_anything_is_load
     needed = nb.disk_bytes(nine_billion(), [("full", "main")], "16-bit, stochastic rounding")
     assert needed == 2 * every * 2 + 2 * every * (2 + 2)
     assert nb.disk_bytes(nine_billion(), [("lora", "main")], None) == 2 * every  # the merged copy
+    saved_every = nb.SAVE_STEPS
     changed(SAVE_STEPS=0)
     assert nb.disk_bytes(nine_billion(), [("full", "main")], "16-bit, stochastic rounding") == 2 * every * 2
+    changed(SAVE_STEPS=saved_every)
     stages = [("base, 16 bits, 40 prompts at once", 2e10, True), ("full", 6e10, True)]
     monkeypatch.setattr(nb.shutil, "disk_usage", lambda _: SimpleNamespace(free=29e9))
     with pytest.raises(nb.NotebookError, match=f"take up to {needed / 2**30:.1f} GiB and the disk has 27.0 GiB free"):

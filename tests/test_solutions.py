@@ -11,6 +11,7 @@ from itertools import pairwise
 import nbformat
 import pytest
 from conftest import NOTEBOOKS, PROJECT, code_cells
+from notebook_code import parameters_of
 from open_chapter import definitions_only, open_chapter, sections_of
 
 SOLUTIONS = sorted((PROJECT / "NoteBooks" / "solutions").glob("*.ipynb"))
@@ -63,6 +64,17 @@ def test_a_solution_uses_its_chapter_and_copies_nothing(path):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             assert defined.get(node.name) != ast.dump(node), f"{node.name} is the chapter's"
     assert re.search(rf'open_chapter\(\s*"{path.name[:2]}"', "\n".join(code_cells(path)))
+
+
+@each_solution
+def test_a_solution_names_headings_and_parameters_that_its_chapter_has(path):
+    chapter = next(notebook for notebook in NOTEBOOKS if notebook.name[:2] == path.name[:2])
+    headings = {text for above, _ in sections_of(chapter) for text in above}
+    [call] = [node for source in code_cells(path) for node in ast.walk(ast.parse(source))
+              if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "open_chapter"]  # fmt: skip
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    named = [ast.literal_eval(given.pop("until")), *ast.literal_eval(given.pop("skip", ast.Tuple([])))]
+    assert set(named) <= headings and set(given) <= set(parameters_of(chapter))
 
 
 @each_solution

@@ -107,10 +107,11 @@ def exported_02(notebook_02, setup_02, patch, tmp_path_factory):
     patch.setitem(space, "LEARN_TOOL_CALLS", True)
     turns = space["normalize_messages"]({"messages": [ASK, {"role": "assistant", "content": "Canberra."}] * 2})
     words = space["keep_as_text"]([TYPED, {"role": "assistant", "content": "A mark."}], space["tokenizer"])
-    typed = space["normalize_messages"]({"messages": [TYPED, {"role": "assistant", "content": "A mark."}]})
+    with pytest.raises(space["RowError"], match="control token typed in the text"):
+        space["normalize_messages"]({"messages": [TYPED, {"role": "assistant", "content": "A mark."}]})
     tools = [row for row in space["train_rows"] if row["source"] == "tool_calls"]
-    every, dropped = space["add_labels"]([turns, space["make_row"](words, "yours"), typed, *tools])
-    assert dropped == {"control token typed in the text": 1}
+    every, dropped = space["add_labels"]([turns, space["make_row"](words, "yours"), *tools])
+    assert not dropped
     return SimpleNamespace(space=space, rows=space["rows"], every=every, folder=output / "swift", model=model)
 
 

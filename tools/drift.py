@@ -209,14 +209,14 @@ def nf4_bytes():
 
 @probe
 def one_bos():
-    """04, Three traps that nothing reports: Gemma's template writes the one `<bos>` itself."""
+    """04, Three traps: Gemma's template writes the one `<bos>` itself."""
     tokenizer = tokenizer_of("gemma")
     return ids_of(tokenizer, [ASK]).count(tokenizer.bos_token_id) == 1
 
 
 @probe
 def silent_cap():
-    """04, Three traps that nothing reports: In Gemma 2 `sdpa` drops the cap on attention scores without a word."""
+    """04, Three traps: In Gemma 2 `sdpa` drops the cap on attention scores without a word."""
     import torch
 
     model, tokens, logits = tiny("Gemma2", query_pre_attn_scalar=16, initializer_range=1.0), torch.arange(16)[None], {}

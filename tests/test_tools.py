@@ -591,3 +591,30 @@ def test_publishing(small_project):
     with pytest.raises(SystemExit, match="has changed since it was run"):
         publish_notebook.publish(path)
     assert path.read_bytes() != before and not Path(path).with_suffix(".partial").exists()
+
+
+def test_an_environment_apart_is_made_again_where_its_list_changed(tmp_path, monkeypatch):
+    """And not otherwise; a list that could not be installed leaves no stamp."""
+    ran, own, packages = [], tmp_path / "own-env", tmp_path / "requirements.txt"
+
+    def run(command, purpose, environment=None):
+        ran.append(command)
+        if "venv" in command:
+            (own / "bin").mkdir(parents=True, exist_ok=True)
+            (own / "bin" / "python").touch()
+        elif "wrong" in packages.read_text():
+            raise bootstrap.SetupError(f"{purpose} failed: no such package")
+
+    monkeypatch.setattr(bootstrap, "run", run)
+    monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
+    monkeypatch.setattr(bootstrap, "uv_environment", lambda pip: {})
+    packages.write_text("one==1\n")
+    assert bootstrap.own_environment(own, packages, "--no-deps") == own / "bin" / "python"
+    assert "--no-deps" in ran[1] and str(packages) in ran[1]
+    bootstrap.own_environment(own, packages, "--no-deps")
+    assert len(ran) == 2
+    packages.write_text("wrong==1\n")
+    for _ in range(2):
+        with pytest.raises(bootstrap.SetupError, match="Installing requirements.txt .*: no such package"):
+            bootstrap.own_environment(own, packages)
+    assert len(ran) == 6

@@ -4,7 +4,6 @@ SwanLab and W&B are not in the lock; they get an environment of their own (outpu
 requirements-trackers.txt.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import time
 import urllib.request
 
 import pytest
+import serve
 from conftest import PLANTED, PROJECT, WATCH, leaks
 from test_lab import browser  # noqa: F401
 from tracked_run import NOTEBOOK, STEPS
@@ -29,20 +29,11 @@ REQUIREMENTS = PROJECT / "requirements-trackers.txt"
 @pytest.fixture(scope="module")
 def tracker_python():
     """The Python that has SwanLab and W&B before .finetuning's packages, made where it is missing or its list changed."""
-    python, stamp = OWN / "bin" / "python", OWN / "stamp"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + (PROJECT / "requirements.lock.txt").read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        uv = [sys.executable, "-m", "uv"]
-        install = [*uv, "pip", "install", "-q", "--no-deps", "-r", str(REQUIREMENTS), "--python", str(python)]
-        for command in ([sys.executable, "-m", "venv", "--without-pip", "--clear", str(OWN)], install):
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode:
-                shutil.rmtree(OWN, ignore_errors=True)
-                pytest.skip(f"{OWN.name} cannot be made: {result.stderr.strip()[-200:]}")
-        packages = next((PROJECT / ".finetuning").resolve().glob("lib/python3*/site-packages"))
-        next(OWN.glob("lib/python3*/site-packages")).joinpath("finetuning.pth").write_text(f"{packages}\n")
-        stamp.write_text(wanted)
-    return python
+    try:
+        return serve.environment(OWN, REQUIREMENTS)
+    except (OSError, serve.SetupError) as error:
+        shutil.rmtree(OWN, ignore_errors=True)
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ pages the headings stand, the second has these numbers in its contents.
 """
 
 import argparse
-import hashlib
 import os
 import shutil
 import subprocess
@@ -17,28 +16,11 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bootstrap import ENVIRONMENT, PROJECT, SetupError, find_python, run, uv_environment  # noqa: E402
+from bootstrap import PROJECT, SetupError, own_environment, run  # noqa: E402
 
 SOURCES = PROJECT / "book"
 OWN = PROJECT / "outputs" / "book-env"
 PDF = "fine-tuning-with-unsloth.pdf"
-
-
-def environment():
-    """Return the interpreter of the book's environment, made anew where book/requirements.txt has changed."""
-    requirements, stamp = SOURCES / "requirements.txt", OWN / "stamp"
-    wanted, python = hashlib.sha256(requirements.read_bytes()).hexdigest(), OWN / "bin" / "python"
-    if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
-        print(f"Making {OWN.relative_to(PROJECT)} for the book …", flush=True)
-        run([find_python(), "-m", "venv", "--clear", str(OWN)], "Making the book's environment")
-        pip = [str(python), "-m", "pip"]
-        install = [*pip, "install", "--quiet", "--disable-pip-version-check"]
-        uv = shutil.which("uv") or shutil.which(str(ENVIRONMENT / "bin" / "uv"))
-        if uv:
-            install = [uv, "pip", "install", "--python", str(python)]
-        run([*install, "-r", str(requirements)], "Installing book/requirements.txt", uv_environment(pip))
-        stamp.write_text(wanted)
-    return python
 
 
 def sphinx(python, builder, source, target, *options):
@@ -74,7 +56,7 @@ def print_pdf(chromium, page, target):
 
 def build(notebooks, target, with_pdf=True):
     """Build the book into a folder beside its place, then put it there."""
-    python = environment()
+    python = own_environment(OWN, SOURCES / "requirements.txt")
     chromium = find_chromium() if with_pdf else None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".book-") as work:

@@ -117,6 +117,25 @@ def uv_environment(pip):
     return environment | os.environ
 
 
+def own_environment(own, requirements, *options):
+    """Return the interpreter of an environment apart from .finetuning, made anew where its list of packages changed.
+
+    `options` go to the installer, `--no-deps` for a list that is complete.
+    """
+    wanted, stamp, python = hashlib.sha256(requirements.read_bytes()).hexdigest(), own / "stamp", own / "bin" / "python"
+    if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
+        shown = own.relative_to(PROJECT)
+        print(f"Making {shown} …", flush=True)
+        run([find_python(), "-m", "venv", "--clear", str(own)], f"Making {shown}")
+        pip = [str(python), "-m", "pip"]
+        uv = shutil.which("uv") or shutil.which(str(ENVIRONMENT / "bin" / "uv"))
+        install = [uv, "pip", "install", "--python", str(python)] if uv else [*pip, "install", "--quiet"]
+        purpose = f"Installing {requirements.relative_to(PROJECT)} (is a package registry reachable?)"
+        run([*install, *options, "-r", str(requirements)], purpose, uv_environment(pip) if uv else None)
+        stamp.write_text(wanted)
+    return python
+
+
 def build_environment(python, stamp):
     """Make the virtual environment anew and install the lock into it; the stamp is the last thing written."""
     free = shutil.disk_usage(PROJECT).free

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bootstrap import ENVIRONMENT, SetupError, find_python, run, uv_environment  # noqa: E402
+from bootstrap import SetupError, own_environment  # noqa: E402
 from notebook_code import lift  # noqa: E402
 from saved import PROJECT, SavedError, find_saved, messages_of, name_of, read_json, record_of, shown  # noqa: E402
 from serve import start, stop  # noqa: E402
@@ -42,30 +42,11 @@ SCORER = ("exact_match given_answer last_new latex_number numbers_given numbers_
           "fill_placeholders").split()  # fmt: skip
 HEAVY = {"unsloth", "torch", "trl", "transformers", "peft", "bitsandbytes", "datasets", "pandas", "matplotlib"}
 LAST_NUMBER = {"function": "regex", "group_select": -1, "regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)"}  # gsm8k's
-WHOLE_NUMBER = {
-    "regex_pattern": "-?[0-9]+(?:[.,][0-9]+)*",
-    "group_select": -1,
-}  # Rouge would keep a full stop behind it
+WHOLE_NUMBER = {"regex_pattern": "-?[0-9]+(?:[.,][0-9]+)*", "group_select": -1}  # Rouge would keep a full stop
 STOPS = ["Question:", "</s>", "<|im_end|>"]  # gsm8k's
 LOAD = {1: 8, 4: 16, 16: 32}  # clients at a time: requests in all
 REPLY = 32  # tokens of a reply in the load test, at most
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
-
-
-def environment():
-    """Return the folder of the judges' programs, made anew where requirements-judge.txt has changed (900 MB)."""
-    stamp, python = OWN / "stamp", OWN / "bin" / "python"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    if not python.exists() or not stamp.exists() or stamp.read_text() != wanted:
-        print(f"Making {shown(OWN)} for lm-eval and evalscope (900 MB) …", flush=True)
-        run([find_python(), "-m", "venv", "--clear", str(OWN)], "Making the judges' environment")
-        pip = [str(python), "-m", "pip"]
-        uv = shutil.which("uv") or shutil.which(str(ENVIRONMENT / "bin" / "uv"))
-        install = [uv, "pip", "install", "--python", str(python)] if uv else [*pip, "install", "--quiet"]
-        purpose = f"Installing {REQUIREMENTS.name} (is a package registry reachable?)"
-        run([*install, "--no-deps", "-r", str(REQUIREMENTS)], purpose, uv_environment(pip) if uv else None)
-        stamp.write_text(wanted)
-    return OWN / "bin"
 
 
 def scorer():
@@ -329,7 +310,7 @@ def judge(text, limit=30, clients=LOAD):
     rows = questions(record, limit, ours)
     budgets = {kind: budget_of(record, kind) for kind in rows}
     try:
-        programs = environment()
+        programs = own_environment(OWN, REQUIREMENTS, "--no-deps").parent
     except (OSError, SetupError) as error:
         raise SavedError(f"{error} Without {shown(OWN)} nobody judges.") from None
     folder = MADE / name
